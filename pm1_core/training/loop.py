@@ -1,0 +1,150 @@
+"""The one training loop: epochs of shuffled batches, clipping, skipped steps, moments kept between rounds."""
+
+from __future__ import annotations
+
+import io
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pm1_core import atomic
+from pm1_core.errors import ConfigError
+from pm1_core.training.optimisers import OptimiserConfig, build_optimiser, learning_rate
+from pm1_core.training.order import Order, generator
+from pm1_core.validate import require_keys, require_range
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What one batch gives: the scalar to minimise, and named parts to report."""
+
+    total: torch.Tensor
+    parts: Mapping[str, float] = field(default_factory=dict)
+
+
+LossOf = Callable[[np.ndarray, torch.Generator, int], Losses]
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How a task is trained locally.
+
+    batch_size: people in a step; 0 takes everybody at once (full-batch gradient descent)
+    epochs: local epochs per round
+    keep_moments: carry the optimiser's state from round to round on the site's own disk
+    device: "cpu", "cuda" or "auto"
+    """
+
+    batch_size: int = 64
+    epochs: int = 1
+    keep_moments: bool = True
+    device: str = "auto"
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+
+    @staticmethod
+    def of(parameters: Mapping[str, Any]) -> LoopConfig:
+        """Read the key "loop" of an order's parameters. Raises ConfigError naming an unknown key."""
+        names = ("batch_size", "epochs", "keep_moments", "device", "optimiser")
+        given = dict(require_keys("loop", parameters.get("loop", {}), (), names, ConfigError))
+        optimiser = require_keys(
+            "loop.optimiser",
+            given.pop("optimiser", {}),
+            (),
+            tuple(OptimiserConfig.__dataclass_fields__),
+            ConfigError,
+        )
+        require_range("loop.batch_size", given.get("batch_size", 0), 0, error=ConfigError)
+        require_range("loop.epochs", given.get("epochs", 1), 1, error=ConfigError)
+        return LoopConfig(**given, optimiser=OptimiserConfig(**optimiser))
+
+
+def device_of(parameters: Mapping[str, Any]) -> torch.device:
+    """The device that an order's parameters ask for; "auto" takes a GPU where there is one."""
+    name = LoopConfig.of(parameters).device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def train_epochs(
+    module: torch.nn.Module, order: Order, folder: Path, examples: int, loss_of: LossOf
+) -> dict[str, float]:
+    """Train `module` in place for one round and return averaged figures.
+
+    order.parameters["loop"] is a LoopConfig. `loss_of(indices, generator, step)` gets int64 indices into
+    0..examples-1, a generator for everything random in this batch, and the number of steps taken so far in
+    the phase; it returns Losses. Batches of an epoch, and everything drawn in them, follow from
+    (seed, phase, epoch) alone, so that a site which repeats a round repeats it to the bit.
+
+    Returns {"loss": mean over people, "steps": n, "skipped_steps": n, "gradient_norm": mean, **parts}.
+    """
+    config = LoopConfig.of(order.parameters)
+    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    optimiser = build_optimiser(trainable, config.optimiser)
+    step = _load_moments(optimiser, folder, order) if config.keep_moments else 0
+    module.train()
+    size = config.batch_size or examples
+    sums: dict[str, float] = defaultdict(float)
+    seen = steps = skipped = 0
+    for local in range(config.epochs):
+        epoch = (order.round - 1) * config.epochs + local
+        draws = generator(order.seed, order.phase, "epoch", epoch)
+        shuffled = torch.randperm(examples, generator=draws).numpy()
+        for start in range(0, examples, size):
+            indices = np.sort(shuffled[start : start + size])
+            rate = learning_rate(config.optimiser, step, epoch, order.rounds * config.epochs)
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            optimiser.zero_grad(set_to_none=True)
+            losses = loss_of(indices, draws, step)
+            losses.total.backward()
+            norm = float(
+                torch.nn.utils.clip_grad_norm_(trainable, config.optimiser.clip_norm or float("inf"))
+            )
+            too_large = config.optimiser.skip_norm is not None and norm > config.optimiser.skip_norm
+            step += 1
+            if too_large or not np.isfinite(norm) or not torch.isfinite(losses.total):
+                skipped += 1
+                continue
+            optimiser.step()
+            steps += 1
+            seen += len(indices)
+            for name, value in {
+                "loss": float(losses.total.detach()),
+                "gradient_norm": norm,
+                **losses.parts,
+            }.items():
+                sums[name] += value * len(indices)
+    if config.keep_moments:
+        _save_moments(optimiser, folder, order, step)
+    averages = {name: value / max(1, seen) for name, value in sums.items()}
+    return {**averages, "steps": float(steps), "skipped_steps": float(skipped)}
+
+
+def _moments_file(folder: Path, order: Order, round_number: int) -> Path:
+    return folder / f"moments.{order.phase}.{round_number}.pt"
+
+
+def _load_moments(optimiser: torch.optim.Optimizer, folder: Path, order: Order) -> int:
+    """Restore the state from the end of the round before; a site that was absent then starts afresh."""
+    file = _moments_file(folder, order, order.round - 1)
+    if order.round == 1 or not file.exists():
+        return 0
+    content = torch.load(file, map_location="cpu", weights_only=True)
+    optimiser.load_state_dict(content["optimiser"])
+    return int(content["step"])
+
+
+def _save_moments(optimiser: torch.optim.Optimizer, folder: Path, order: Order, step: int) -> None:
+    """Keep this round's state and the one before: a coordinator may ask for this round once more."""
+    buffer = io.BytesIO()
+    torch.save({"optimiser": optimiser.state_dict(), "step": step}, buffer)
+    atomic.write_bytes(_moments_file(folder, order, order.round), buffer.getvalue())
+    for file in folder.glob(f"moments.{order.phase}.*.pt"):
+        if int(file.name.split(".")[-2]) < order.round - 1:
+            file.unlink()

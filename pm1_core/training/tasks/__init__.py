@@ -1,0 +1,1 @@
+"""The trainable parts of PM1, by the name that a study's phases use."""

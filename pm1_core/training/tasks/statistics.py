@@ -1,0 +1,85 @@
+"""Federated sums that everything else rests on: dosage counts per SNP, moments per phenotype feature.
+
+Two rounds, so that a variance is a sum of squared deviations from the pooled mean instead of a difference of
+large numbers: round 1 sums counts and values, round 2 sums squared deviations from the mean of round 1.
+Statistics come from training people only (appendix E.3) and are pooled over the sites, never a site's own.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from pm1_core.data.store import Store
+from pm1_core.fields import CHROMOSOMES, MISSING_DOSAGE, Modality, Split
+from pm1_core.training.order import Order
+from pm1_core.training.tasks.base import State, Task
+from pm1_core.update import Tensors, Update
+
+_PEOPLE_AT_ONCE = 1024
+
+
+class StatisticsTask(Task):
+    """Counts of dosages [S, 3] per chromosome; count, mean, std and kept [K] of phenotype features."""
+
+    name = "statistics"
+    aggregation = "sum"
+    modalities = frozenset({Modality.GENOTYPE, Modality.PHENOTYPE})
+
+    def initial(self, state: State, seed: int) -> Tensors:
+        """Zeros of the shapes that the sums have."""
+        features = np.zeros(len(self.study.features), np.float32)
+        counts = {
+            f"statistics.genotype.{c}.counts": np.zeros((self.study.snps[c], 3), np.float32)
+            for c in CHROMOSOMES
+            if self.study.snps.get(c)
+        }
+        moments = {f"statistics.phenotype.{name}": features for name in ("count", "mean", "std", "kept")}
+        return {**counts, **moments}
+
+    def train(self, store: Store, order: Order, state: State, tensors: Tensors, folder: Path) -> Update:
+        """This site's sums over its training people. In round 2 only the squared deviations are new."""
+        sums = {name: np.zeros(array.shape, np.float64) for name, array in tensors.items()}
+        people = store.people(Split.TRAIN, Modality.PHENOTYPE)
+        mean = tensors["statistics.phenotype.mean"].astype(np.float64)
+        for chunk in _chunks(people):
+            values, observed = store.phenotypes(chunk)
+            if order.round == 1:
+                sums["statistics.phenotype.count"] += observed.sum(0)
+                sums["statistics.phenotype.mean"] += (values.astype(np.float64) * observed).sum(0)
+            else:
+                sums["statistics.phenotype.std"] += (((values - mean) ** 2) * observed).sum(0)
+        if order.round == 1:
+            carriers = store.people(Split.TRAIN, Modality.GENOTYPE)
+            for name, total in sums.items():
+                if name.startswith("statistics.genotype."):
+                    chromosome = int(name.split(".")[2])
+                    for chunk in _chunks(carriers):
+                        dosages = store.dosages(chromosome, chunk)
+                        for dosage in range(MISSING_DOSAGE):
+                            total[:, dosage] += (dosages == dosage).sum(0)
+        return Update({name: total.astype(np.float32) for name, total in sums.items()}, 1.0, {})
+
+    def advance(self, round_number: int, tensors: Tensors, aggregate: Tensors) -> Tensors:
+        """Sums to statistics. A feature with one value in the whole federation gets kept = 0 (E.3)."""
+        prefix = "statistics.phenotype."
+        if round_number == 1:
+            count = aggregate[prefix + "count"]
+            mean = aggregate[prefix + "mean"] / np.maximum(count, 1)
+            return {**aggregate, prefix + "mean": mean.astype(np.float32)}
+        count, mean = tensors[prefix + "count"], tensors[prefix + "mean"]
+        deviation = np.sqrt(aggregate[prefix + "std"] / np.maximum(count, 1))
+        kept = (count > 1) & (deviation > 1e-6 * np.maximum(1e-6, np.abs(mean)))
+        binary = np.array([feature.kind == "binary" for feature in self.study.features], dtype=bool)
+        scaled = kept & ~binary
+        return {
+            **tensors,
+            prefix + "mean": np.where(scaled, mean, 0).astype(np.float32),
+            prefix + "std": np.where(scaled, deviation, 1).astype(np.float32),
+            prefix + "kept": kept.astype(np.float32),
+        }
+
+
+def _chunks(people: np.ndarray) -> list[np.ndarray]:
+    return [people[start : start + _PEOPLE_AT_ONCE] for start in range(0, len(people), _PEOPLE_AT_ONCE)]
