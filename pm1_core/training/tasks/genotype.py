@@ -1,0 +1,161 @@
+"""The genotype auto-encoder of one chromosome over sites (section 4.1, appendix F.1)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pm1_core.data.definition import StudySummary
+from pm1_core.data.store import Store
+from pm1_core.errors import ConfigError
+from pm1_core.evaluation.genotype import dosage_confusion, plain_accuracy, weighted_accuracy
+from pm1_core.fields import Modality, Split
+from pm1_core.model.baselines import GenotypeModel, build_genotype_model
+from pm1_core.model.genotype_vae import GenotypeVAEConfig
+from pm1_core.model.objectives import GenotypeLosses, annealing, dosage_weights, genotype_loss
+from pm1_core.training.loop import LoopConfig, Losses, device_of, train_epochs
+from pm1_core.training.order import Order, derived_seed
+from pm1_core.training.tasks.base import Metrics, State, Task, dump_part, load_part, part
+from pm1_core.update import Tensors, Update
+from pm1_core.validate import refusal, require_choice, require_keys
+
+_EVALUATED_AT_ONCE = 256
+
+
+class GenotypeTask(Task):
+    """Trains one chromosome; the paper's study has 22 phases of it.
+
+    Keys of `parameters`:
+      chromosome: 1 to 22
+      model: fields of GenotypeVAEConfig
+      architecture: "convolutional" (PM1's), or the baselines "linear" and "shallow"
+      precision: "float32" or "bfloat16" for the forward pass. The paper's float16 needs a loss scale that
+        follows from each site's own overflows; bfloat16 has float32's range and needs none
+      loop: see LoopConfig
+
+    Tensors travel as "genotype.{chromosome}.{parameter}". Raises ConfigError on a wrong parameter.
+    """
+
+    name = "genotype"
+    modalities = frozenset({Modality.GENOTYPE})
+
+    def __init__(self, parameters: Mapping[str, Any], study: StudySummary) -> None:
+        super().__init__(parameters, study)
+        chromosome, sizes = parameters.get("chromosome"), study.chromosome_sizes
+        if not isinstance(chromosome, int) or not sizes.get(chromosome):
+            remedy = f"use one of the study's: {', '.join(str(held) for held, size in sizes.items() if size)}"
+            raise ConfigError(refusal("genotype task, chromosome", f"found {chromosome!r}", remedy))
+        self.chromosome, self.snps = chromosome, sizes[chromosome]
+        fields = tuple(GenotypeVAEConfig.__dataclass_fields__)
+        model = require_keys("genotype task, model", parameters.get("model", {}), (), fields, ConfigError)
+        self.config = GenotypeVAEConfig(**model)
+        self.architecture: str = parameters.get("architecture", "convolutional")
+        precision = parameters.get("precision", "float32")
+        require_choice("genotype task, precision", precision, ("float32", "bfloat16"), ConfigError)
+        self.half: bool = precision == "bfloat16"
+        self.prefix = f"genotype.{self.chromosome}."
+        self.device = device_of(parameters)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Counts of dosages, for the class weights."""
+        return (f"statistics.{self.prefix}",)
+
+    def initial(self, state: State, seed: int) -> Tensors:
+        """Random weights that follow from the seed and the chromosome alone."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derived_seed(seed, self.prefix, "initial"))
+            return dump_part(self._build(), self.prefix)
+
+    def train(self, store: Store, order: Order, state: State, tensors: Tensors, folder: Path) -> Update:
+        """One round on this site's training people; the KL weight goes on rising from the last round."""
+        people = store.people(Split.TRAIN, Modality.GENOTYPE)
+        module, weights = self._load(tensors), self._weights(state)
+        before = self._steps_before(order, len(people))
+
+        def loss_of(indices: np.ndarray, generator: torch.Generator, step: int) -> Losses:
+            # A site that missed rounds starts its own count afresh, but the study's weights are warmed up.
+            share = annealing(max(step, before), self.config.kl_anneal_steps)
+            dosages = self._dosages(store, people[indices])
+            losses, _ = self._losses(module, dosages, weights, share, generator)
+            parts = {"cross_entropy": float(losses.cross_entropy.detach()), "kl": float(losses.kl.detach())}
+            return Losses(losses.total, parts)
+
+        metrics = train_epochs(module, order, folder, len(people), loss_of)
+        return Update(dump_part(module, self.prefix), float(len(people)), metrics)
+
+    @torch.no_grad()
+    def evaluate(
+        self, store: Store, order: Order, state: State, tensors: Tensors, folder: Path, split: Split
+    ) -> Metrics:
+        """Loss at the full KL weight, its parts and accuracies, all reconstructed from the latent's mean.
+
+        "weighted_accuracy" is balanced accuracy per SNP among this site's people: a mean of it over sites is
+        not that of the pooled people, for which the tables of `dosage_confusion` have to be added up.
+        """
+        people = store.people(split, Modality.GENOTYPE)
+        if not len(people):
+            return {"examples": 0.0}
+        module, weights = self._load(tensors).eval(), self._weights(state)
+        sums: dict[str, float] = defaultdict(float)
+        confusion = np.zeros((self.snps, 3, 3), np.int64)
+        for start in range(0, len(people), _EVALUATED_AT_ONCE):
+            dosages = self._dosages(store, people[start : start + _EVALUATED_AT_ONCE])
+            losses, logits = self._losses(module, dosages, weights, 1.0, None)
+            for name in ("total", "cross_entropy", "kl"):
+                sums[name] += float(getattr(losses, name)) * len(dosages)
+            confusion += dosage_confusion(dosages.cpu().numpy(), logits.argmax(-1).cpu().numpy())
+        metrics = {"loss" if name == "total" else name: value / len(people) for name, value in sums.items()}
+        accuracies = {
+            "accuracy": plain_accuracy(confusion),
+            "weighted_accuracy": weighted_accuracy(confusion),
+        }
+        metrics |= {name: value for name, value in accuracies.items() if np.isfinite(value)}
+        return {**metrics, "examples": float(len(people))}
+
+    def _build(self) -> GenotypeModel:
+        return build_genotype_model(self.architecture, self.config, self.snps)
+
+    def _load(self, tensors: Tensors) -> GenotypeModel:
+        module = self._build()
+        load_part(module, tensors, self.prefix)
+        return module.to(self.device)
+
+    def _weights(self, state: State) -> torch.Tensor:
+        counts = torch.from_numpy(np.array(part(state, f"statistics.{self.prefix}")["counts"]))
+        return dosage_weights(counts, self.config.weight_cap, self.config.weights).to(self.device)
+
+    def _dosages(self, store: Store, people: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(store.dosages(self.chromosome, people)).to(self.device)
+
+    def _losses(
+        self,
+        module: GenotypeModel,
+        dosages: torch.Tensor,
+        weights: torch.Tensor,
+        kl_share: float,
+        generator: torch.Generator | None,
+    ) -> tuple[GenotypeLosses, torch.Tensor]:
+        """Losses and logits [B, S, 3] of a batch. Only the network runs in half precision."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+            logits, mean, log_variance = module(dosages, generator)
+        losses = genotype_loss(
+            logits.float(),
+            mean.float(),
+            None if log_variance is None else log_variance.float(),
+            dosages,
+            weights,
+            self.config.beta * kl_share,
+            self.config.reconstruction,
+            self.config.kl_scale,
+        )
+        return losses, logits
+
+    def _steps_before(self, order: Order, examples: int) -> int:
+        loop = LoopConfig.of(order.parameters)
+        return (order.round - 1) * loop.epochs * -(-examples // (loop.batch_size or max(1, examples)))
