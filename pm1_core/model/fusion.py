@@ -92,18 +92,26 @@ class _Layer(nn.Module):
         self.expand = nn.Linear(config.width, config.feedforward)
         self.contract = nn.Linear(config.feedforward, config.width)
 
-    def forward(self, x: Tensor, active: Tensor | None, n: int, allowed: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, active: Tensor | None, grid: tuple[int, int], allowed: Tensor | None
+    ) -> Tensor:
         """x [a, h], the active tokens of n people -> [a, h].
 
-        active: int64 [a], where they stand in the n x 26 grid, or None if they fill it
-        allowed: bool [n, 1, 1, 26], the keys, or None if every token is one
+        active: int64 [a], where they stand in the grid of n people by t positions, or None if they fill it
+        grid: (n, t)
+        allowed: bool [n, 1, 1, t], the keys, or None if every token is one
         """
+        n, t = grid
         qkv = self.qkv(self.attention_norm(x))  # a, 3h
         if active is not None:
-            qkv = qkv.new_zeros(n * POSITIONS, qkv.shape[1]).index_copy(0, active, qkv)
-        query, key, value = qkv.view(n, POSITIONS, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed)  # n, heads, 26, h/heads
-        mixed = mixed.transpose(1, 2).reshape(n * POSITIONS, -1)
+            qkv = qkv.new_zeros(n * t, qkv.shape[1]).index_copy(0, active, qkv)
+        query, key, value = (
+            # Chunks rather than one permuted view: their gradients meet in one contiguous copy.
+            part.view(n, t, self.heads, -1).transpose(1, 2)
+            for part in qkv.chunk(3, dim=1)
+        )
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed)  # n, heads, t, h/heads
+        mixed = mixed.transpose(1, 2).reshape(n * t, -1)
         x = x + self.attention_out(mixed if active is None else mixed.index_select(0, active))
         return x + self.contract(F.relu(self.expand(self.feedforward_norm(x))))
 
@@ -187,20 +195,26 @@ class FusionTransformer(nn.Module):
         keys: bool [n, 26], tokens that others may attend to
         active: bool [n, 26], tokens to compute (at least the keys); None computes all, others stay zero
         """
-        n, _, width = stream.shape
-        allowed = None if bool(keys.all()) else keys[:, None, None, :]
-        where = None
-        if active is not None and not bool(active.all()):
-            where = active.flatten().nonzero().squeeze(1)
-        x = stream.reshape(n * POSITIONS, width)
+        grid, keys_here, where = stream, keys, None
+        columns = None if active is None else active.any(0).nonzero().squeeze(1)
+        if active is not None and columns is not None and not bool(active.all()):
+            # Positions that nobody here has fall away first: a site of photographs runs on three columns.
+            grid, keys_here, active = stream[:, columns], keys[:, columns], active[:, columns]
+            where = None if bool(active.all()) else active.flatten().nonzero().squeeze(1)
+        n, length, width = grid.shape
+        allowed = None if bool(keys_here.all()) else keys_here[:, None, None, :]
+        x = grid.reshape(n * length, width)
         if where is not None:
             x = x.index_select(0, where)
         for layer in self.layers:
-            x = layer(x, where, n, allowed)
+            x = layer(x, where, (n, length), allowed)
         x = self.norm(x)
         if where is not None:
-            x = x.new_zeros(n * POSITIONS, width).index_copy(0, where, x)
-        return x.view(n, POSITIONS, width)
+            x = x.new_zeros(n * length, width).index_copy(0, where, x)
+        x = x.view(n, length, width)
+        if columns is not None and length < stream.shape[1]:
+            x = torch.zeros_like(stream).index_copy(1, columns, x)
+        return x
 
     def reconstruct(self, hidden: Tensor) -> dict[Modality, Tensor]:
         """Hidden [n, 26, h] -> standardised tokens {modality: [n, T_m, d_m]}."""
