@@ -95,7 +95,7 @@ class _Layer(nn.Module):
     def forward(
         self, x: Tensor, active: Tensor | None, grid: tuple[int, int], allowed: Tensor | None
     ) -> Tensor:
-        """x [a, h], the active tokens of n people -> [a, h].
+        """Map x [a, h], the active tokens of n people -> [a, h].
 
         active: int64 [a], where they stand in the grid of n people by t positions, or None if they fill it
         grid: (n, t)
@@ -113,7 +113,8 @@ class _Layer(nn.Module):
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed)  # n, heads, t, h/heads
         mixed = mixed.transpose(1, 2).reshape(n * t, -1)
         x = x + self.attention_out(mixed if active is None else mixed.index_select(0, active))
-        return x + self.contract(F.relu(self.expand(self.feedforward_norm(x))))
+        grown: Tensor = self.contract(F.relu(self.expand(self.feedforward_norm(x))))
+        return x + grown
 
 
 class FusionTransformer(nn.Module):
@@ -233,7 +234,7 @@ class FusionTransformer(nn.Module):
 
 
 def multiply_accumulates(config: FusionConfig, batch: int) -> int:
-    """Multiply-accumulates of one forward pass with nothing missing (3.61e12 at the paper's size, batch 128)."""
+    """Multiply-accumulates of a forward pass with nothing missing: 3.61e12 for the paper at batch 128."""
     h, f, t = config.width, config.feedforward, POSITIONS
     layer = t * (4 * h * h + 2 * h * f) + 2 * t * t * h
     widths = sum((s.stop - s.start) * config.token_width(m) for m, s in TOKENS_OF.items())
