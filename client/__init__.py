@@ -1,0 +1,6 @@
+"""A site: what runs next to patient data."""
+
+import os
+
+# Flower reads this when it is imported: a hospital's processes do not call home.
+os.environ["FLWR_TELEMETRY_ENABLED"] = "0"

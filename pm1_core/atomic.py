@@ -29,7 +29,7 @@ def write_bytes(path: Path, content: bytes) -> None:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
-        os.replace(beside, path)
+        Path(beside).replace(path)
     except BaseException:
         Path(beside).unlink(missing_ok=True)
         raise
@@ -65,11 +65,11 @@ def whole_folder(path: Path) -> Iterator[Path]:
                     os.fsync(stream.fileno())
         if path.exists():
             old = path.with_name(f".{path.name}.old.partial")
-            os.replace(path, old)
-            os.replace(beside, path)
+            path.replace(old)
+            beside.replace(path)
             shutil.rmtree(old)
         else:
-            os.replace(beside, path)
+            beside.replace(path)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise

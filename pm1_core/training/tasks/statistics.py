@@ -31,9 +31,9 @@ class StatisticsTask(Task):
         """Zeros of the shapes that the sums have."""
         features = np.zeros(len(self.study.features), np.float32)
         counts = {
-            f"statistics.genotype.{c}.counts": np.zeros((self.study.snps[c], 3), np.float32)
+            f"statistics.genotype.{c}.counts": np.zeros((self.study.chromosome_sizes[c], 3), np.float32)
             for c in CHROMOSOMES
-            if self.study.snps.get(c)
+            if self.study.chromosome_sizes.get(c)
         }
         moments = {f"statistics.phenotype.{name}": features for name in ("count", "mean", "std", "kept")}
         return {**counts, **moments}

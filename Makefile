@@ -1,0 +1,48 @@
+# Every target sets itself up: a virtual environment in the checkout with the pinned set of requirements.lock.
+# `make simulate` and `make test` are all a newcomer needs.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+export FLWR_TELEMETRY_ENABLED := 0
+export PYTHONUNBUFFERED := 1
+
+.PHONY: help simulate simulate-real test test-fast check format clean
+
+help:  ## what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+$(STAMP): requirements.lock pyproject.toml
+	@echo "Setting up $(VENV) (about 6.5 GB, some minutes the first time) ..."
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or later is needed; found $$($(PYTHON) --version). Use make PYTHON=python3.11"; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on --quiet -r requirements.lock
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+simulate: $(STAMP)  ## the main job: a federated study over simulated hospitals, with a report to look at
+	@$(BIN)/pm1-sim run
+
+simulate-real: $(STAMP)  ## the same study on real people (needs PM1_REAL_DATA)
+	@$(BIN)/pm1-sim run study=real
+
+test: $(STAMP)  ## the whole test suite
+	@$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-fast: $(STAMP)  ## without the slow tests
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+check: $(STAMP)  ## lint, types, import floors
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(STAMP)  ## rewrite files as the linter likes them
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean:  ## remove what was built, not the runs
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

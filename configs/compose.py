@@ -1,0 +1,109 @@
+"""Composes the groups with overrides, and turns every refusal of Hydra and OmegaConf into one sentence."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import typing
+from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib import resources
+from typing import Any
+
+from hydra import compose, initialize_config_module
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from configs import schema
+from pm1_core.errors import ConfigError
+from pm1_core.validate import refusal
+
+GROUPS = ("study", "model", "strategy", "privacy", "site")
+
+
+def load(name: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """The composed configuration `name` ("simulation" or "server") as plain dicts and lists.
+
+    Raises ConfigError naming the key and what it accepts.
+    """
+    schema.register()
+    for override in overrides:
+        if not re.match(r"^[~+]*[\w./@]+(=|$)", override):
+            raise ConfigError(refusal(f"argument {override!r}", "is no override", "write key=value"))
+    with initialize_config_module("configs", version_base="1.3"):
+        try:
+            config = compose(name, overrides=list(overrides))
+            content = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise _sentence(
+                error, overrides, schema.Simulation if name == "simulation" else schema.Study
+            ) from None
+    assert isinstance(content, dict)
+    return typing.cast(dict[str, Any], content)
+
+
+def to_yaml(content: dict[str, Any]) -> str:
+    """The resolved configuration as YAML."""
+    return OmegaConf.to_yaml(DictConfig(content), sort_keys=False)
+
+
+def choices(group: str) -> list[str]:
+    """The files of a group."""
+    folder = resources.files("configs") / group
+    return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
+
+
+def _sentence(error: Exception, overrides: Sequence[str], root: type) -> ConfigError:
+    text = str(error.__cause__ or error)
+    for override in overrides:
+        key, _, value = override.partition("=")
+        name = key.lstrip("+~")
+        if name in GROUPS and value not in choices(name):
+            near = get_close_matches(value, choices(name), n=1)
+            hint = f"did you mean {near[0]!r}? accepted" if near else "accepted"
+            return ConfigError(
+                refusal(f"key {name!r}", f"found {value!r}", f"{hint}: {', '.join(choices(name))}")
+            )
+        unknown = None if name in GROUPS else _unknown(name, root)
+        if unknown:
+            return ConfigError(unknown)
+    full = re.search(r"full_key: (\S+)", text)
+    key = full.group(1) if full else next((o.split("=")[0] for o in overrides if o.split("=")[0] in text), "")
+    first = text.strip().splitlines()[0]
+    where = f"key {key!r}" if key else "configuration"
+    kind = _type_of(key, root)
+    return ConfigError(refusal(where, first, f"give {kind}" if kind else "see --help for the keys"))
+
+
+def _unknown(key: str, root: type) -> str | None:
+    """A refusal if `key` leads nowhere in the schema, naming what its last known level accepts."""
+    node: Any = root
+    walked: list[str] = []
+    for piece in key.split("."):
+        if not dataclasses.is_dataclass(node):
+            return None
+        names = [item.name for item in dataclasses.fields(node)]
+        if piece not in names:
+            near = get_close_matches(piece, names, n=1)
+            hint = f"did you mean {near[0]!r}? accepted" if near else "accepted"
+            where = f"key {'.'.join([*walked, piece])!r}"
+            return refusal(where, "there is no such key", f"{hint}: {', '.join(names)}")
+        walked.append(piece)
+        node = typing.get_type_hints(node)[piece]
+        if typing.get_origin(node) is dict:
+            return None
+    return None
+
+
+def _type_of(key: str, root: type) -> str:
+    node: Any = root
+    for piece in key.split(".") if key else []:
+        if typing.get_origin(node) is dict:
+            node = typing.get_args(node)[1]
+            continue
+        if not dataclasses.is_dataclass(node) or piece not in typing.get_type_hints(node):
+            return ""
+        node = typing.get_type_hints(node)[piece]
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    return names.get(node, "" if dataclasses.is_dataclass(node) else str(node)) if key else ""

@@ -1,0 +1,185 @@
+"""The configuration's schema: what keys there are, of which type, with which defaults.
+
+Sizes and optimisers are not written down twice: `editable` makes an OmegaConf node of a frozen dataclass of
+pm1_core, field by field, and `frozen` turns a composed node back into it, which checks the bounds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from hydra.core.config_store import ConfigStore
+
+from pm1_core.model.fundus_encoder import FundusEncoderConfig
+from pm1_core.model.fusion import FusionConfig
+from pm1_core.model.fusion_objectives import FusionObjective
+from pm1_core.model.genotype_vae import GenotypeVAEConfig
+from pm1_core.model.phenotype_autoencoder import PhenotypeAutoencoderConfig
+from pm1_core.training.loop import LoopConfig
+from pm1_core.training.optimisers import OptimiserConfig
+
+T = TypeVar("T")
+
+
+def editable(core: type) -> type:
+    """A mutable dataclass with the fields and defaults of `core`: OmegaConf makes frozen ones read-only."""
+    hints = typing.get_type_hints(core)
+    fields: list[tuple[str, Any, Any]] = []
+    for item in dataclasses.fields(core):
+        kind: Any = hints[item.name]
+        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+            kind = editable(kind)
+            fields.append((item.name, kind, field(default_factory=kind)))
+        elif typing.get_origin(kind) is tuple:
+            default = list(item.default)  # type: ignore[arg-type]
+            fields.append(
+                (item.name, list[float], field(default_factory=lambda default=default: list(default)))
+            )
+        else:
+            fields.append((item.name, kind, field(default=item.default)))
+    return dataclasses.make_dataclass(core.__name__, fields, module=__name__)
+
+
+def frozen(core: type[T], values: dict[str, Any]) -> T:
+    """An instance of `core` from a composed node. Raises ConfigError on a value out of bounds."""
+    hints = typing.get_type_hints(core)
+    given: dict[str, Any] = {}
+    for name, value in values.items():
+        kind = hints[name]
+        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+            given[name] = frozen(kind, value)
+        else:
+            given[name] = tuple(value) if isinstance(value, list) else value
+    return core(**given)
+
+
+Optimiser = editable(OptimiserConfig)
+Loop = editable(LoopConfig)
+Objective = editable(FusionObjective)
+GenotypeModel = editable(GenotypeVAEConfig)
+PhenotypeModel = editable(PhenotypeAutoencoderConfig)
+FundusModel = editable(FundusEncoderConfig)
+FusionModel = editable(FusionConfig)
+
+
+@dataclass
+class PhaseNode:
+    """One phase of a study.
+
+    task: statistics, genotype, phenotype, fundus, tokens or fusion
+    rounds: federated rounds; min_sites: fewer end the study with a sentence
+    chromosomes: of a genotype phase; empty takes all 22, each a phase of its own
+    """
+
+    task: str = "???"
+    rounds: int = 1
+    min_sites: int = 1
+    chromosomes: list[int] = field(default_factory=list)
+    loop: Loop = field(default_factory=Loop)  # type: ignore[valid-type]
+    objective: Objective = field(default_factory=Objective)  # type: ignore[valid-type]
+
+
+@dataclass
+class StudyNode:
+    """A study: a scenario that makes its data in simulations, and phases in the order in which they run."""
+
+    name: str = "???"
+    scenario: str = "ukb_eyepacs"
+    phases: dict[str, PhaseNode] = field(default_factory=dict)
+
+
+@dataclass
+class ModelNode:
+    """Sizes of all parts."""
+
+    size: str = "???"
+    genotype: GenotypeModel = field(default_factory=GenotypeModel)  # type: ignore[valid-type]
+    phenotype: PhenotypeModel = field(default_factory=PhenotypeModel)  # type: ignore[valid-type]
+    fundus: FundusModel = field(default_factory=FundusModel)  # type: ignore[valid-type]
+    fusion: FusionModel = field(default_factory=FusionModel)  # type: ignore[valid-type]
+
+
+@dataclass
+class StrategyNode:
+    """How updates become one model."""
+
+    name: str = "fedavg"
+
+
+@dataclass
+class PrivacyNode:
+    """The guarantee: `unit` none prints "no differential privacy" in report and manifests."""
+
+    unit: str = "none"
+
+
+@dataclass
+class SiteNode:
+    """A site's own machine. threads: cores that one site's training uses; 0 leaves it to torch."""
+
+    device: str = "auto"
+    threads: int = 0
+
+
+@dataclass
+class PretrainNode:
+    """Central masked pre-training of a small fundus base on the scenario's public photographs.
+
+    The analogue of RETFound's own pre-training, for studies that are given no base (model.fundus.base).
+    epochs 0 leaves a random start.
+    """
+
+    epochs: int = 0
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+
+
+@dataclass
+class Study:
+    """What every command composes: a study of phases, sizes, strategy, privacy and the site's machine."""
+
+    study: StudyNode = field(default_factory=StudyNode)
+    model: ModelNode = field(default_factory=ModelNode)
+    strategy: StrategyNode = field(default_factory=StrategyNode)
+    privacy: PrivacyNode = field(default_factory=PrivacyNode)
+    site: SiteNode = field(default_factory=SiteNode)
+    seed: int = 42
+    timeout: float = 3600.0
+
+
+@dataclass
+class Simulation(Study):
+    """What `pm1-sim` composes on top.
+
+    name: of the run, runs/NAME; resume: name of a run to continue
+    sites: UK sites of the scenario (the eye-screening site comes on top); people: at all sites together
+    test_people: held-out people of the same population, in no site's training
+    engine: in_process, or ray (Flower's own simulation)
+    compare: also train the fusion phase on pooled data and at each site alone, for the report
+    real_data: folder of the real data sets for study=real; default: the environment's PM1_REAL_DATA
+    """
+
+    name: str = ""
+    resume: str | None = None
+    sites: int = 6
+    people: int = 2000
+    test_people: int = 1400
+    public_photographs: int = 1200
+    engine: str = "in_process"
+    compare: bool = True
+    baselines: bool = True
+    runs: str = "runs"
+    cohorts: str = "cohorts"
+    real_data: str | None = None
+    split_keys: int = 10
+    pretrain: PretrainNode = field(default_factory=PretrainNode)
+
+
+def register() -> None:
+    """Make the schema known to Hydra."""
+    store = ConfigStore.instance()
+    store.store(name="study_schema", node=Study)
+    store.store(name="simulation_schema", node=Simulation)

@@ -1,0 +1,48 @@
+"""The Flower ServerApp of a coordinator: a study, over whatever sites are connected.
+
+In a deployment the run configuration names two files of the coordinator's machine: `study` (the resolved study,
+as `pm1-server study` writes it) and `definition` (the study definition that all sites share), and `run`, the
+folder of the run. Simulations build an app from objects with `make_app`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from pm1_core.data.definition import load_definition
+from pm1_core.errors import ConfigError
+from pm1_core.validate import refusal
+from server.coordinator import Coordinator
+from server.study import Study
+
+
+def make_app(coordinate: Callable[[Grid, Context], Coordinator]) -> ServerApp:
+    """A ServerApp that runs the coordinator which `coordinate` builds."""
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        coordinate(grid, context).run()
+
+    return app
+
+
+def from_run_config(grid: Grid, context: Context) -> Coordinator:
+    """The coordinator that `flwr run --run-config` describes."""
+    for key in ("study", "definition", "run"):
+        if not context.run_config.get(key):
+            raise ConfigError(
+                refusal(
+                    "--run-config", f"key {key!r} is missing", "give study=, definition= and run= as paths"
+                )
+            )
+    study = Study.from_json(Path(str(context.run_config["study"])).read_text())
+    summary = load_definition(Path(str(context.run_config["definition"]))).summary()
+    return Coordinator(study, summary, Path(str(context.run_config["run"])), grid)
+
+
+app = make_app(from_run_config)

@@ -1,0 +1,100 @@
+"""What a run tells while it goes on: metrics.jsonl, TensorBoard, and who took part.
+
+A line of metrics.jsonl: {"sequence", "phase", "round", "site" (null for the aggregate), "split", "examples",
+"seconds", "metrics": {...}}. Lines per site exist where the coordinator may see them: in simulations and in
+studies in the clear.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from pm1_core import atomic
+from pm1_core.fields import Split
+
+
+class Journal:
+    """Appends lines, and forgets those after a checkpoint when a run is resumed from it."""
+
+    def __init__(self, folder: Path, sequence: int = 0) -> None:
+        self.folder = folder
+        self.file = folder / "metrics.jsonl"
+        self.phases: dict[str, dict[str, Any]] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.file.exists():
+            kept = [line for line in _whole_lines(self.file) if json.loads(line)["sequence"] <= sequence]
+            atomic.write_text(self.file, "".join(line + "\n" for line in kept))
+        if (folder / "phases.json").exists():
+            self.phases = json.loads((folder / "phases.json").read_text())
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=sequence)
+
+    def took_part(
+        self, phase: str, sites: Mapping[str, Mapping[str, int]], absent: Mapping[str, str]
+    ) -> None:
+        """Record who takes part in a phase with how many people of each split, and why others do not."""
+        self.phases[phase] = {"sites": {s: dict(c) for s, c in sites.items()}, "absent": dict(absent)}
+        atomic.write_json(self.folder / "phases.json", self.phases)
+
+    def write(
+        self,
+        sequence: int,
+        phase: str,
+        round_number: int,
+        site: str | None,
+        metrics: Mapping[str, float],
+        examples: float,
+        seconds: float,
+    ) -> None:
+        """Append one line per split: names that begin with "validation." or "test." belong to those splits."""
+        by_split: dict[str, dict[str, float]] = {Split.TRAIN: {}}
+        for name, value in sorted(metrics.items()):
+            split, _, rest = name.partition(".")
+            if split in (Split.VALIDATION, Split.TEST):
+                by_split.setdefault(split, {})[rest] = value
+            else:
+                by_split[Split.TRAIN][name] = value
+        lines = []
+        for split, figures in by_split.items():
+            if not figures:
+                continue
+            # A received model is validated before it is trained on: its figures belong to the round before.
+            shown = (
+                round_number - 1 if split == Split.VALIDATION and Split.TEST not in by_split else round_number
+            )
+            line = {
+                "sequence": sequence,
+                "phase": phase,
+                "round": shown,
+                "site": site,
+                "split": str(split),
+                "examples": figures.get("examples", examples),
+                "seconds": round(seconds, 3),
+                "metrics": {name: value for name, value in figures.items() if name != "examples"},
+            }
+            lines.append(json.dumps(line, sort_keys=True))
+            if site is None:
+                for name, value in line["metrics"].items():
+                    if math.isfinite(value):
+                        self._board.add_scalar(f"{phase}/{split}/{name}", value, sequence)
+        with self.file.open("a") as stream:
+            stream.write("".join(line + "\n" for line in lines))
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    def close(self) -> None:
+        """Flush what TensorBoard holds back."""
+        self._board.close()
+
+
+def _whole_lines(file: Path) -> list[str]:
+    """Lines that were written to their end; a torn last line is dropped."""
+    text = file.read_text()
+    lines = text.splitlines()
+    return lines if text.endswith("\n") else lines[:-1]

@@ -1,0 +1,103 @@
+"""A study: what is trained, in which order, with which parameters. Plain data, checked once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from pm1_core.errors import ConfigError
+from pm1_core.fields import CHROMOSOMES
+from pm1_core.training.order import Order
+from pm1_core.training.tasks import TASKS
+from pm1_core.validate import refusal, require_choice, require_range
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One step of a study, ended by an evaluation.
+
+    name: "genotype.22"; task: a name in TASKS; rounds: federated rounds
+    min_sites: fewer sites with the phase's modalities, or fewer answers in a round, end the study with a sentence
+    parameters: the task's own ("model", "loop", "chromosome", ...)
+    """
+
+    name: str
+    task: str
+    rounds: int
+    min_sites: int = 1
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        require_choice(f"phase {self.name!r}, task", self.task, TASKS, ConfigError)
+        require_range(f"phase {self.name!r}, rounds", self.rounds, 1, error=ConfigError)
+        require_range(f"phase {self.name!r}, min_sites", self.min_sites, 1, error=ConfigError)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A list of phases under one seed.
+
+    strategy: name of the aggregation strategy of training phases (statistics are always summed)
+    timeout: seconds that a round waits for sites at most
+    privacy: the guarantee in words, for manifests and reports
+    """
+
+    name: str
+    seed: int
+    phases: tuple[Phase, ...]
+    strategy: str = "fedavg"
+    timeout: float = 3600.0
+    privacy: str = "no differential privacy"
+
+    def __post_init__(self) -> None:
+        if not self.phases:
+            raise ConfigError(refusal(f"study {self.name!r}", "found no phase", "name at least one phase"))
+        names = [phase.name for phase in self.phases]
+        for name in names:
+            if names.count(name) > 1:
+                raise ConfigError(
+                    refusal(f"study {self.name!r}", f"phase {name!r} stands twice", "rename one")
+                )
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the resolved study."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def order(self, phase: Phase, round_number: int) -> Order:
+        """The order for one round of `phase`."""
+        return Order(phase.name, phase.task, round_number, phase.rounds, self.seed, phase.parameters)
+
+    def to_json(self) -> str:
+        """Text with sorted keys."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @staticmethod
+    def from_json(text: str) -> Study:
+        """Read what `to_json` wrote."""
+        content = json.loads(text)
+        phases = tuple(Phase(**phase) for phase in content.pop("phases"))
+        return Study(**content, phases=phases)
+
+
+def expand(phases: Mapping[str, Mapping[str, Any]]) -> tuple[Phase, ...]:
+    """Phases as configured, the one of task "genotype" once per chromosome.
+
+    A mapping name -> {task, rounds, min_sites, chromosomes, ...}; whatever is not a field of Phase becomes a
+    parameter of the task.
+    """
+    expanded: list[Phase] = []
+    for name, given in phases.items():
+        rest = dict(given)
+        fixed = {key: rest.pop(key) for key in ("task", "rounds", "min_sites") if key in rest}
+        if fixed.get("task") != "genotype":
+            expanded.append(Phase(name=name, **fixed, parameters=rest))
+            continue
+        for chromosome in rest.pop("chromosomes", None) or CHROMOSOMES:
+            require_range(f"phase {name!r}, chromosomes", chromosome, 1, 22, ConfigError)
+            parameters = {**rest, "chromosome": chromosome}
+            expanded.append(Phase(name=f"{name}.{chromosome}", **fixed, parameters=parameters))
+    return tuple(expanded)
