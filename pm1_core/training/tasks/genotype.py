@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +77,12 @@ class GenotypeTask(Task):
         """One round on this site's training people; the KL weight goes on rising from the last round."""
         people = store.people(Split.TRAIN, Modality.GENOTYPE)
         module, weights = self._load(tensors), self._weights(state)
-        before = self._steps_before(order, len(people))
+        # Counted from the order: a site that missed rounds starts its own count afresh, but the study's
+        # weights are warmed up.
+        steps = count(self._steps_before(order, len(people)))
 
         def loss_of(indices: np.ndarray, generator: torch.Generator, step: int) -> Losses:
-            # A site that missed rounds starts its own count afresh, but the study's weights are warmed up.
-            share = annealing(max(step, before), self.config.kl_anneal_steps)
+            share = annealing(next(steps), self.config.kl_anneal_steps)
             dosages = self._dosages(store, people[indices])
             losses, _ = self._losses(module, dosages, weights, share, generator)
             parts = {"cross_entropy": float(losses.cross_entropy.detach()), "kl": float(losses.kl.detach())}
