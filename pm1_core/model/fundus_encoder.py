@@ -40,6 +40,8 @@ class FundusEncoderConfig:
     token: "cls" reads the CLS position, "mean" the average of the patches
     lora_rank, lora_alpha, lora_dropout: of the adapters on `blocks.N.attn.qkv` and `.attn.proj`
     base: file of a pre-trained encoder and decoder, or None for a random start
+    base_sha256: of that file; another file is refused, so that all sites adapt the same base
+    base_seed: of the random start where there is no file
     """
 
     image: int = 224
@@ -57,6 +59,8 @@ class FundusEncoderConfig:
     lora_alpha: float = 16
     lora_dropout: float = 0.1
     base: str | None = None
+    base_sha256: str | None = None
+    base_seed: int = 0
 
     def __post_init__(self) -> None:
         require_choice("fundus.token", self.token, TOKEN_READOUTS, ConfigError)

@@ -7,7 +7,6 @@ and rank 8. The bare names "qkv" and "proj" would also hit the patch embedding a
 
 from __future__ import annotations
 
-import math
 from typing import cast
 
 import torch
@@ -16,7 +15,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from pm1_core.errors import StateError
-from pm1_core.model.fundus_encoder import FundusEncoder
+from pm1_core.model.fundus_encoder import FundusEncoder, FundusEncoderConfig
 from pm1_core.validate import refusal
 
 ADAPTED = r"blocks\.\d+\.attn\.(qkv|proj)"
@@ -44,7 +43,7 @@ class DrawnDropout(nn.Module):
 def attach_lora(encoder: FundusEncoder, seed: int = 0) -> FundusEncoder:
     """Freeze `encoder` and put trainable adapters on its attention, in place.
 
-    A is Kaiming-uniform by `seed`, B is zero: the adapted encoder starts as the base.
+    The adapters are `initial_lora` by `seed`: the adapted encoder starts as the base.
     """
     config = encoder.config
     encoder.requires_grad_(False)
@@ -58,17 +57,27 @@ def attach_lora(encoder: FundusEncoder, seed: int = 0) -> FundusEncoder:
     for _, layer in lora_layers(encoder):
         layer.lora_dropout[_ADAPTER] = DrawnDropout(config.lora_dropout)
     device = encoder.cls_token.device
-    if device.type == "meta":
-        return encoder
-    draws = torch.Generator().manual_seed(seed)
-    for _, layer in lora_layers(encoder):
-        down, up = (cast(nn.Linear, pair[_ADAPTER]) for pair in (layer.lora_A, layer.lora_B))
-        down.to_empty(device="cpu")
-        nn.init.kaiming_uniform_(down.weight, a=math.sqrt(5), generator=draws)
-        down.to(device)
-        up.to_empty(device=device)
-        nn.init.zeros_(up.weight)
+    if device.type != "meta":
+        for _, layer in lora_layers(encoder):
+            layer.lora_A[_ADAPTER].to_empty(device=device)
+            layer.lora_B[_ADAPTER].to_empty(device=device)
+        load_lora(encoder, initial_lora(config, seed))
     return encoder
+
+
+def initial_lora(config: FundusEncoderConfig, seed: int) -> dict[str, Tensor]:
+    """Adapters before training, by travelling name; built without the base.
+
+    A is uniform within +-1 / sqrt(in), which is peft's Kaiming start, drawn from `seed`; B is zero.
+    """
+    draws = torch.Generator().manual_seed(seed)
+    shapes = attach_lora(FundusEncoder(config, device="meta"))
+    return {
+        name: torch.zeros(own.shape)
+        if name.endswith("lora_B")
+        else nn.init.uniform_(torch.empty(own.shape), -(own.shape[1] ** -0.5), own.shape[1] ** -0.5, draws)
+        for name, own in lora_parameters(shapes).items()
+    }
 
 
 def lora_layers(encoder: FundusEncoder) -> list[tuple[str, LoraLayer]]:

@@ -120,11 +120,14 @@ class _Layer(nn.Module):
 class FusionTransformer(nn.Module):
     """The transformer encoder F with its projections.
 
-    seed: of the random start; two instances of one seed are equal and no global random state is touched
+    seed: of the random start; two instances of one seed are equal and no global random state is touched.
+        None leaves the parameters to be loaded
     device: "meta" builds shapes without memory
     """
 
-    def __init__(self, config: FusionConfig, seed: int = 0, device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self, config: FusionConfig, seed: int | None = 0, device: str | torch.device = "cpu"
+    ) -> None:
         super().__init__()
         self.config = config
         # Built without memory first: the constructors of torch would draw from the global generator.
@@ -140,7 +143,8 @@ class FusionTransformer(nn.Module):
             self.norm = nn.LayerNorm(config.width) if config.final_norm else nn.Identity()
         if torch.device(device).type != "meta":
             self.to_empty(device="cpu")
-            self.reset(torch.Generator().manual_seed(seed))
+            if seed is not None:
+                self.reset(torch.Generator().manual_seed(seed))
             self.to(device)
 
     @torch.no_grad()
@@ -237,5 +241,5 @@ def multiply_accumulates(config: FusionConfig, batch: int) -> int:
     """Multiply-accumulates of a forward pass with nothing missing: 3.61e12 for the paper at batch 128."""
     h, f, t = config.width, config.feedforward, POSITIONS
     layer = t * (4 * h * h + 2 * h * f) + 2 * t * t * h
-    widths = sum((s.stop - s.start) * config.token_width(m) for m, s in TOKENS_OF.items())
+    widths: int = sum((s.stop - s.start) * config.token_width(m) for m, s in TOKENS_OF.items())
     return batch * (config.layers * layer + 2 * h * widths)

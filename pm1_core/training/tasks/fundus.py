@@ -1,0 +1,193 @@
+"""The adapters of the fundus encoder over sites (section 4.1, appendix F.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pm1_core import atomic
+from pm1_core.data.definition import StudySummary
+from pm1_core.data.store import Store
+from pm1_core.errors import ConfigError
+from pm1_core.fields import EYES, Modality, Split
+from pm1_core.model.fundus_base import base_hash, build_fundus_encoder, resize_photographs
+from pm1_core.model.fundus_encoder import FundusEncoder, FundusEncoderConfig
+from pm1_core.model.fundus_lora import (
+    attach_lora,
+    initial_lora,
+    load_lora,
+    lora_tensors,
+    merge_lora,
+    set_draws,
+)
+from pm1_core.training.loop import Losses, device_of, train_epochs
+from pm1_core.training.order import Order, derived_seed, generator
+from pm1_core.training.tasks.base import Metrics, State, Task, part
+from pm1_core.update import Tensors, Update
+from pm1_core.validate import refusal, require_keys
+
+PREFIX = "fundus.lora."
+_READ_AT_ONCE = 64
+
+
+def fundus_config(fields: Mapping[str, Any]) -> FundusEncoderConfig:
+    """The encoder's configuration from its fields. Raises ConfigError naming an unknown one."""
+    known = tuple(FundusEncoderConfig.__dataclass_fields__)
+    return FundusEncoderConfig(**require_keys("fundus task, model", fields, (), known, ConfigError))
+
+
+def pin_base(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The same fields with the content hash of their base file, which a coordinator fixes for all sites."""
+    path = fields.get("base")
+    return {**fields, "base_sha256": None if path is None else base_hash(path)}
+
+
+def build_encoder(fields: Mapping[str, Any], state: State) -> FundusEncoder:
+    """The adapted encoder for use: base, adapters of `state` merged into it, frozen, in evaluation mode.
+
+    Raises StateError if `state` holds no adapters, or those of another configuration.
+    """
+    encoder = attach_lora(build_fundus_encoder(fundus_config(fields)))
+    load_lora(encoder, _as_tensors(state))
+    return merge_lora(encoder).eval().requires_grad_(False)
+
+
+class FundusTask(Task):
+    """Trains the adapters by masked autoencoding; base and decoder stay frozen and at the site.
+
+    Keys of `parameters`:
+      model: fields of FundusEncoderConfig; with `base` also `base_sha256` (see `pin_base`)
+      loop: see LoopConfig; a batch counts people, so it holds up to twice as many photographs
+
+    The loss is the mean over people of the mean over their eyes, so that sites weighted by people add up to
+    the pooled gradient. Tensors travel as "fundus.lora.blocks.N.attn.{qkv,proj}.{lora_A,lora_B}".
+    Raises ConfigError on a wrong parameter.
+    """
+
+    name = "fundus"
+    modalities = frozenset({Modality.FUNDUS})
+
+    def __init__(self, parameters: Mapping[str, Any], study: StudySummary) -> None:
+        super().__init__(parameters, study)
+        self.config = fundus_config(parameters.get("model", {}))
+        if self.config.base is not None and self.config.base_sha256 is None:
+            remedy = "fix the file for all sites with pin_base before the study starts"
+            raise ConfigError(refusal("fundus task, model.base_sha256", "found none beside a base", remedy))
+        self.device = device_of(parameters)
+
+    def initial(self, state: State, seed: int) -> Tensors:
+        """Adapters that change nothing yet: A random by the seed, B zero."""
+        return _as_arrays(initial_lora(self.config, derived_seed(seed, PREFIX, "initial")))
+
+    def train(self, store: Store, order: Order, state: State, tensors: Tensors, folder: Path) -> Update:
+        """One round on the photographs of this site's training people."""
+        photographs = _Photographs.of(store, Split.TRAIN, self.config.image, folder)
+        encoder = self._load(tensors)
+
+        def loss_of(indices: np.ndarray, draws: torch.Generator, step: int) -> Losses:
+            set_draws(encoder, draws)
+            return Losses(self._errors(encoder, photographs, indices, draws).mean())
+
+        metrics = train_epochs(encoder, order, folder, len(photographs), loss_of)
+        return Update(_as_arrays(lora_tensors(encoder)), float(len(photographs)), metrics)
+
+    @torch.no_grad()
+    def evaluate(
+        self, store: Store, order: Order, state: State, tensors: Tensors, folder: Path, split: Split
+    ) -> Metrics:
+        """Reconstruction loss with the same hidden patches in every round."""
+        photographs = _Photographs.of(store, split, self.config.image, folder)
+        if not len(photographs):
+            return {"examples": 0.0}
+        encoder = self._load(tensors).eval()
+        draws = generator(order.seed, order.phase, "evaluate", split.value)
+        total = sum(
+            float(self._errors(encoder, photographs, indices, draws).sum())
+            for indices in _blocks(np.arange(len(photographs)))
+        )
+        return {"loss": total / len(photographs), "examples": float(len(photographs))}
+
+    def _load(self, tensors: Tensors) -> FundusEncoder:
+        encoder = attach_lora(build_fundus_encoder(self.config))
+        load_lora(encoder, _as_tensors(tensors))
+        return encoder.to(self.device)
+
+    def _errors(
+        self, encoder: FundusEncoder, photographs: _Photographs, indices: np.ndarray, draws: torch.Generator
+    ) -> torch.Tensor:
+        """Mean error over each person's eyes, float [n]."""
+        pixels, owners = photographs.read(indices)
+        images = encoder.prepare(torch.from_numpy(pixels))
+        errors = encoder.reconstruction_errors(images, encoder.draw_hidden(len(images), draws))
+        owner = torch.from_numpy(owners).to(errors.device)
+        total = errors.new_zeros(len(indices)).index_add(0, owner, errors)
+        return total / torch.bincount(owner, minlength=len(indices))
+
+
+@dataclass(frozen=True)
+class _Photographs:
+    """Photographs of a split at the network's size: people int64 [n], rows int64 [n, 2] (-1 absent), pixels.
+
+    pixels: uint8 [m, S, S, 3] by memory map, resized once per site; None where the store's size is the
+        network's and the store itself is read.
+    """
+
+    store: Store
+    people: np.ndarray
+    rows: np.ndarray
+    pixels: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.people)
+
+    @staticmethod
+    def of(store: Store, split: Split, side: int, folder: Path) -> _Photographs:
+        people = store.people(split, Modality.FUNDUS)
+        if side == store.study.photograph_size or not len(people):
+            return _Photographs(store, people, np.zeros((len(people), len(EYES)), np.int64), None)
+        cache = folder / "photographs" / f"{store.fingerprint}.{split}.{side}"
+        if not cache.exists():
+            rows = np.full((len(people), len(EYES)), -1, np.int64)
+            resized, count = [], 0
+            for chosen in _blocks(np.arange(len(people))):
+                for place, eye in enumerate(EYES):
+                    photographs, has = store.photographs(people[chosen], eye)
+                    resized.append(resize_photographs(photographs[has], side))
+                    rows[chosen[has], place] = count + np.arange(has.sum())
+                    count += int(has.sum())
+            with atomic.whole_folder(cache) as beside:
+                np.save(beside / "rows.npy", rows)
+                np.save(beside / "pixels.npy", np.concatenate(resized))
+        return _Photographs(
+            store, people, np.load(cache / "rows.npy"), np.load(cache / "pixels.npy", mmap_mode="r")
+        )
+
+    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Photographs uint8 [m, S, S, 3] of the people at `indices`, and whose each is, int64 [m]."""
+        pixels, owners = [], []
+        for place, eye in enumerate(EYES):
+            if self.pixels is None:
+                photographs, has = self.store.photographs(self.people[indices], eye)
+                pixels.append(photographs[has])
+            else:
+                has = self.rows[indices, place] >= 0
+                pixels.append(self.pixels[self.rows[indices[has], place]])
+            owners.append(np.flatnonzero(has))
+        return np.concatenate(pixels), np.concatenate(owners)
+
+
+def _blocks(indices: np.ndarray) -> list[np.ndarray]:
+    return [indices[start : start + _READ_AT_ONCE] for start in range(0, len(indices), _READ_AT_ONCE)]
+
+
+def _as_arrays(tensors: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    return {PREFIX + name: tensor.numpy() for name, tensor in tensors.items()}
+
+
+def _as_tensors(state: State) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(np.array(array)) for name, array in part(state, PREFIX).items()}

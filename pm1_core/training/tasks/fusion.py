@@ -1,0 +1,162 @@
+"""The fusion transformer over sites (sections 4.2, E.5, F.5)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pm1_core.data.definition import StudySummary
+from pm1_core.data.store import Store
+from pm1_core.errors import ConfigError
+from pm1_core.fields import TOKENS_OF, Modality, Split
+from pm1_core.model.fusion import FusionConfig, FusionTransformer, Tokens
+from pm1_core.model.fusion_objectives import FusionObjective, fusion_losses
+from pm1_core.training.loop import Losses, device_of, train_epochs
+from pm1_core.training.order import Order, derived_seed, generator
+from pm1_core.training.tasks.base import Metrics, State, Task, dump_part, load_part
+from pm1_core.training.token_cache import ENCODERS, TokenSet, load_tokens
+from pm1_core.update import Tensors, Update
+from pm1_core.validate import require_keys
+
+PREFIX = "fusion."
+_EVALUATED_AT_ONCE = 128
+
+
+class FusionTask(Task):
+    """Trains the transformer on the standardised tokens of people who have at least one.
+
+    Keys of `parameters`:
+      model: fields of FusionConfig
+      objective: fields of FusionObjective
+      encoders: {"genotype": {...}, "phenotype": {...}, "fundus": {...}}, see PM1
+      loop: see LoopConfig; the negatives of InfoNCE are the other people of a batch
+
+    L_mask and L_recon add over people, so that sites weighted by people add up to the pooled gradient. InfoNCE
+    does not, its negatives are local: with lambda > 0 a federation is not its pooled counterpart to the bit.
+    Tensors travel as "fusion.{parameter}". Raises ConfigError on a wrong parameter.
+    """
+
+    name = "fusion"
+    modalities = frozenset(Modality)
+
+    def __init__(self, parameters: Mapping[str, Any], study: StudySummary) -> None:
+        super().__init__(parameters, study)
+        model = require_keys(
+            "fusion task, model",
+            parameters.get("model", {}),
+            (),
+            tuple(FusionConfig.__dataclass_fields__),
+            ConfigError,
+        )
+        objective = require_keys(
+            "fusion task, objective",
+            parameters.get("objective", {}),
+            (),
+            tuple(FusionObjective.__dataclass_fields__),
+            ConfigError,
+        )
+        self.config, self.objective = FusionConfig(**model), FusionObjective(**objective)
+        self.device = device_of(parameters)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The frozen encoders, and the statistics that standardise their tokens."""
+        return (*ENCODERS, "tokens.")
+
+    def initial(self, state: State, seed: int) -> Tensors:
+        """Random weights that follow from the seed alone."""
+        return dump_part(FusionTransformer(self.config, derived_seed(seed, PREFIX, "initial")), PREFIX)
+
+    def train(self, store: Store, order: Order, state: State, tensors: Tensors, folder: Path) -> Update:
+        """One round on this site's training people; its weight is the number of them with a token."""
+        held = load_tokens(store, state, self.parameters, folder, Split.TRAIN)
+        module = self._load(tensors)
+
+        def loss_of(indices: np.ndarray, draws: torch.Generator, step: int) -> Losses:
+            losses = fusion_losses(module, *self._batch(held, indices), self.objective, draws)
+            parts = {name: float(getattr(losses, name).detach()) for name in ("mask", "recon", "contrast")}
+            return Losses(losses.total, parts)
+
+        metrics = train_epochs(module, order, folder, len(held.people), loss_of)
+        return Update(dump_part(module, PREFIX), float(len(held.people)), metrics)
+
+    @torch.no_grad()
+    def evaluate(
+        self, store: Store, order: Order, state: State, tensors: Tensors, folder: Path, split: Split
+    ) -> Metrics:
+        """Figures with the same masks in every round and no corruption.
+
+        loss, mask, recon, contrast: eq. 3 and its parts, averaged over people
+        mask.M, recon.M: mean squared error per token of modality M; 1 is what the training mean would give
+        anchor: eq. 2 per anchor, among batches of 128
+        cross.M: mean squared error of M's tokens from the person's other modalities alone
+        """
+        held = load_tokens(store, state, self.parameters, folder, split)
+        n = len(held.people)
+        if not n:
+            return {"examples": 0.0}
+        module = self._load(tensors).eval()
+        draws = generator(order.seed, order.phase, "evaluate", split.value)
+        sums: dict[str, float] = defaultdict(float)
+        counts: dict[str, float] = defaultdict(float)
+        for indices in _blocks(n):
+            tokens, present = self._batch(held, indices)
+            losses = fusion_losses(module, tokens, present, self.objective, draws, corrupt=False)
+            found = {
+                **{
+                    name: (float(value) * len(indices), len(indices))
+                    for name, value in (
+                        ("loss", losses.total),
+                        ("mask", losses.mask),
+                        ("recon", losses.recon),
+                        ("contrast", losses.contrast),
+                    )
+                },
+                **losses.errors,
+                "anchor": losses.anchors,
+                **_cross(module, tokens, present),
+            }
+            for name, (total, count) in found.items():
+                sums[name] += total
+                counts[name] += count
+        return {**{name: sums[name] / counts[name] for name in sums if counts[name]}, "examples": float(n)}
+
+    def _load(self, tensors: Tensors) -> FusionTransformer:
+        module = FusionTransformer(self.config, seed=None)
+        load_part(module, tensors, PREFIX)
+        return module.to(self.device)
+
+    def _batch(
+        self, held: TokenSet, indices: np.ndarray
+    ) -> tuple[dict[Modality, torch.Tensor], torch.Tensor]:
+        tokens = {
+            m: torch.from_numpy(np.ascontiguousarray(held.tokens[m][indices])).to(self.device)
+            for m in Modality
+        }
+        return tokens, torch.from_numpy(held.present[indices]).to(self.device)
+
+
+def _cross(module: FusionTransformer, tokens: Tokens, present: torch.Tensor) -> dict[str, tuple[float, int]]:
+    """Sum of errors and number of tokens per modality, each predicted as if it had never been measured."""
+    found = {}
+    for modality, places in TOKENS_OF.items():
+        given = present.clone()
+        given[:, places] = False
+        rows = given.any(1) & present[:, places].any(1)
+        if not bool(rows.any()):
+            continue
+        hidden = module({m: tokens[m][rows] for m in Modality}, given[rows])
+        wanted = present[rows][:, places]
+        errors = (module.reconstruct(hidden)[modality] - tokens[modality][rows]).square().mean(-1)
+        found[f"cross.{modality}"] = (float(errors[wanted].sum()), int(wanted.sum()))
+    return found
+
+
+def _blocks(count: int) -> Iterator[np.ndarray]:
+    for start in range(0, count, _EVALUATED_AT_ONCE):
+        yield np.arange(start, min(start + _EVALUATED_AT_ONCE, count))
