@@ -170,7 +170,7 @@ def test_kl_weight_rises_over_rounds_even_for_a_site_that_was_absent(tmp_path: P
         asked = order(dict(task.parameters), round_number)
         found = task.train(site(dosages), asked, state, tensors, folder).metrics
         shares.append((found["loss"] - found["cross_entropy"]) / (5.0 / SNPS * found["kl"]))
-    np.testing.assert_allclose(shares, [1.5 / 8, 5.5 / 8, 1.0, 1.0], rtol=1e-3)
+    np.testing.assert_allclose(shares, [1.5 / 8, 5.5 / 8, 1.0, 1.0], rtol=5e-3)
 
 
 def test_a_diverged_posterior_skips_the_step_and_keeps_the_weights(tmp_path: Path) -> None:
