@@ -1,0 +1,1 @@
+"""What a site has: manifest, study definition, readers, preparation and the prepared store."""

@@ -1,0 +1,90 @@
+"""Two bits a SNP: packing, unpacking, and the chromosome files of a store.
+
+Four SNPs a byte, SNP i of a byte at `value << (2 * i)`, 3 = missing, one row per person (appendix E.2).
+This is neither the layout of .bed nor of .pgen; those are read through their library.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from pm1_core.errors import InputError
+from pm1_core.fields import MISSING_DOSAGE
+from pm1_core.validate import refusal
+
+_SHIFTS = np.array([0, 2, 4, 6], np.uint8)
+_UNPACKED = ((np.arange(256, dtype=np.uint8)[:, None] >> _SHIFTS) & 3).astype(np.uint8)
+# Four dosages are looked up as one 32-bit word, whose bytes lie in memory order on any machine.
+_WORDS = np.ascontiguousarray(_UNPACKED).view(np.uint32).reshape(256)
+
+
+def packed_width(n_snps: int) -> int:
+    """Bytes a person: ceil(n_snps / 4)."""
+    return (n_snps + 3) // 4
+
+
+def pack(dosages: np.ndarray) -> np.ndarray:
+    """Pack uint8 [n, S] of 0, 1, 2, 3 into uint8 [n, ceil(S / 4)]; unused slots of the last byte are 3.
+
+    Raises InputError if a value is above 3.
+    """
+    dosages = np.asarray(dosages, np.uint8)
+    people, n_snps = dosages.shape
+    if n_snps and people and dosages.max() > MISSING_DOSAGE:
+        raise InputError(refusal("dosages", f"found {dosages.max()}", "use 0, 1, 2, or 3 for missing"))
+    width = packed_width(n_snps)
+    if 4 * width != n_snps:
+        whole = np.full((people, 4 * width), MISSING_DOSAGE, np.uint8)
+        whole[:, :n_snps] = dosages
+        dosages = whole
+    packed = dosages[:, 0::4].copy()
+    for place in (1, 2, 3):
+        packed |= dosages[:, place::4] << np.uint8(2 * place)
+    return packed
+
+
+def unpack(packed: np.ndarray, n_snps: int) -> np.ndarray:
+    """Undo `pack`: uint8 [n, ceil(n_snps / 4)] -> uint8 [n, n_snps]. Raises InputError on another width."""
+    packed = np.asarray(packed)
+    people, width = packed.shape
+    if width != packed_width(n_snps):
+        raise InputError(
+            refusal("packed genotypes", f"found {width} bytes a person", f"give {packed_width(n_snps)}")
+        )
+    whole: np.ndarray = _WORDS[packed].view(np.uint8).reshape(people, 4 * width)
+    return whole[:, :n_snps]
+
+
+class ChromosomeWriter:
+    """One chromosome of a store: everything missing at first, then filled block by block.
+
+    The file is a memory map of [people, ceil(n_snps / 4)] bytes, so that memory holds one block at a time.
+    """
+
+    def __init__(self, path: Path, people: int, n_snps: int) -> None:
+        self.n_snps = n_snps
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shape = (people, packed_width(n_snps))
+        if 0 in shape:
+            np.save(path, np.empty(shape, np.uint8))
+            self._packed: np.ndarray = np.empty(shape, np.uint8)
+            return
+        self._packed = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
+        self._packed[:] = 0xFF
+
+    def put(self, snps: np.ndarray, rows: np.ndarray | slice, dosages: np.ndarray) -> None:
+        """Store dosages uint8 [len(rows), len(snps)] at SNP indices `snps` (any order, distinct)."""
+        if not len(snps):
+            return
+        low, high = int(snps.min()) // 4, int(snps.max()) // 4 + 1
+        block = self._packed[rows, low:high]
+        whole = unpack(block, 4 * (high - low)).copy()
+        whole[:, snps - 4 * low] = dosages
+        self._packed[rows, low:high] = pack(whole)
+
+    def close(self) -> None:
+        """Flush to disk."""
+        if isinstance(self._packed, np.memmap):
+            self._packed.flush()
