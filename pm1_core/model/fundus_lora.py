@@ -62,6 +62,7 @@ def attach_lora(encoder: FundusEncoder, seed: int = 0) -> FundusEncoder:
             layer.lora_A[_ADAPTER].to_empty(device=device)
             layer.lora_B[_ADAPTER].to_empty(device=device)
         load_lora(encoder, initial_lora(config, seed))
+    encoder.train(encoder.training)  # new modules take over the mode of the others
     return encoder
 
 

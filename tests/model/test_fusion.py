@@ -43,7 +43,9 @@ def some_people(n: int, seed: int = 0) -> tuple[dict[Modality, torch.Tensor], to
     return tokens, present
 
 
-def with_other_content(tokens: dict[Modality, torch.Tensor], where: torch.Tensor) -> dict[Modality, torch.Tensor]:
+def with_other_content(
+    tokens: dict[Modality, torch.Tensor], where: torch.Tensor
+) -> dict[Modality, torch.Tensor]:
     return {m: torch.where(where[:, s, None], tokens[m] * -3 + 100, tokens[m]) for m, s in TOKENS_OF.items()}
 
 
@@ -175,9 +177,7 @@ def test_a_seed_gives_the_same_model_and_leaves_the_global_generator_alone() -> 
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize(
-    ("masking", "expected"), [("E.5", (1 / 66, 1 / 3, 1 / 6)), ("F.5", (0.5, 0.5, 0.5))]
-)
+@pytest.mark.parametrize(("masking", "expected"), [("E.5", (1 / 66, 1 / 3, 1 / 6)), ("F.5", (0.5, 0.5, 0.5))])
 def test_masks_have_the_probabilities_of_their_reading(
     masking: str, expected: tuple[float, float, float]
 ) -> None:
@@ -275,7 +275,9 @@ def test_losses_look_only_at_present_tokens() -> None:
     tokens, present = some_people(20)
     with torch.no_grad():
         first = fusion_losses(model, tokens, present, FusionObjective(), draws(1))
-        other = fusion_losses(model, with_other_content(tokens, ~present), present, FusionObjective(), draws(1))
+        other = fusion_losses(
+            model, with_other_content(tokens, ~present), present, FusionObjective(), draws(1)
+        )
     assert float(first.total) == float(other.total)
     assert first.errors == other.errors
 
