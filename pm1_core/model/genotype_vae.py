@@ -138,11 +138,6 @@ class TokenMixer(nn.Module):
         )
         self.activation = _ACTIVATIONS[config.activation]()
 
-    @property
-    def last(self) -> nn.Module:
-        """The layer whose output is added to the residual stream."""
-        return self.convolutions[-1]
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Mix positions. The permutation is a view: NCHW with channels-last strides."""
         x = x.transpose(1, 2).unsqueeze(2)  # [B, C, 1, L]
@@ -180,7 +175,7 @@ class ResidualSublayer(nn.Module):
         # last layer by 1 / sqrt(branches) keeps it near one at the start (Child 2020, section 3.2).
         scale = (2 * config.blocks * config.depth) ** -0.5
         with torch.no_grad():
-            for layer in (self.tokens.last, self.channels.last):
+            for layer in (self.tokens.convolutions[-1], self.channels.last):
                 for parameter in layer.parameters():
                     parameter.mul_(scale)
 
