@@ -143,40 +143,46 @@ class Matcher:
 
     def offer(
         self, file: object, row: int, chromosome: int, position: int, alleles: Sequence[str], source: int
-    ) -> Match | None:
-        """The match of one variant, or None. alleles: reference first; row: of the file, for the report."""
-        candidates = self._by_key.get((chromosome << 32) | position)
-        if not candidates:
-            return None
+    ) -> list[Match]:
+        """The matches of one variant: none, one, or several if the study lists several pairs at a position.
+
+        alleles: reference first; row: of the file, for the report; source: handed back in the match.
+        """
         upper = [allele.upper() for allele in alleles]
         text = f"row {row} ({chromosome}:{position} {'/'.join(upper)})"
-        add = self._findings.add
-        for index in candidates:
+        matches, again = [], False
+        for index in self._by_key.get((chromosome << 32) | position, ()):
             ref, alt = self._ref[index], self._alt[index]
             orientation = orient(upper, ref, alt)
             if orientation is None:
                 self._mismatched.setdefault(index, (str(file), f"{text}, study {ref}/{alt}"))
-                continue
-            if self._taken[index] or self._dropped[index]:
-                add("genotype.duplicate-variant", file, text)
-                return None
-            if is_palindromic(ref, alt):
-                if not self._keep_palindromic:
-                    self._dropped[index] = True
-                    add("genotype.palindromic", file, text)
-                    return None
-                add("genotype.palindromic-kept", file, text)
-            self._taken[index] = True
-            if len(alleles) > 2:
-                add("genotype.multiallelic", file, text)
-            if orientation.flipped:
-                add("genotype.flipped", file, f"{text}, study {ref}/{alt}")
-            if orientation.strand:
-                add("genotype.strand", file, f"{text}, study {ref}/{alt}")
-            if orientation.one_allele:
-                add("genotype.one-allele", file, text)
-            return Match(chromosome, int(self._within[index]), source, len(alleles), orientation)
-        return None
+            elif self._taken[index] or self._dropped[index]:
+                again = True
+            elif is_palindromic(ref, alt) and not self._keep_palindromic:
+                self._dropped[index] = True
+                self._findings.add("genotype.palindromic", file, text)
+            else:
+                self._taken[index] = True
+                self._note(
+                    file, f"{text}, study {ref}/{alt}", is_palindromic(ref, alt), len(alleles), orientation
+                )
+                matches.append(Match(chromosome, int(self._within[index]), source, len(alleles), orientation))
+        if again and not matches:
+            self._findings.add("genotype.duplicate-variant", file, text)
+        return matches
+
+    def _note(
+        self, file: object, text: str, palindromic: bool, n_alleles: int, orientation: Orientation
+    ) -> None:
+        for code, found in (
+            ("genotype.palindromic-kept", palindromic),
+            ("genotype.multiallelic", n_alleles > 2),
+            ("genotype.flipped", orientation.flipped),
+            ("genotype.strand", orientation.strand),
+            ("genotype.one-allele", orientation.one_allele),
+        ):
+            if found:
+                self._findings.add(code, file, text)
 
     @property
     def matched(self) -> int:

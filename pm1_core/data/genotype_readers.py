@@ -150,10 +150,8 @@ class PlinkGenotypes:
         for source, number, chromosome, position, ref, alt in zip(
             np.flatnonzero(here).tolist(), *columns, strict=True
         ):
-            match = matcher.offer(
-                self._variants, number, chromosome, position, [ref, *alt.split(",")], source
-            )
-            if match is not None:
+            alleles = [ref, *alt.split(",")]
+            for match in matcher.offer(self._variants, number, chromosome, position, alleles, source):
                 matches.setdefault(chromosome, []).append(match)
         return matches
 

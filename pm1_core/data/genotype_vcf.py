@@ -164,8 +164,7 @@ class VcfGenotypes:
                     if len(alleles) > 2:
                         add("genotype.multiallelic-ignored", path, where)
                     continue
-                match = matcher.offer(path, row, chromosome, record.POS, alleles, row)
-                if match is not None:
+                for match in matcher.offer(path, row, chromosome, record.POS, alleles, row):
                     yield match, self._calls(record, path, row)
         except DataError:
             raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -137,7 +137,7 @@ def _process(candidates: list[Photograph], folder: Path | None, size: int) -> _O
     return outcome
 
 
-def _in_order(groups: list[list[Photograph]], folder: Path | None, size: int) -> Iterator[_Outcome]:
+def _in_order(groups: list[list[Photograph]], folder: Path | None, size: int) -> Generator[_Outcome]:
     """Outcomes in the order of `groups`, computed by threads (OpenCV releases the interpreter lock)."""
     workers = max(
         1, min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
@@ -182,22 +182,26 @@ def write_photographs(
     if folder is not None:
         (folder / "png").mkdir(parents=True)
         writer = RowWriter(folder / "photographs.npy", (size, size, 3), "uint8")
-    for done, outcome in enumerate(_in_order(list(groups.values()), folder, size), 1):
-        progress(done, len(groups))
-        for code, photograph in outcome.rejected:
-            findings.add(code, path, str(photograph))
-        used, box = outcome.used, outcome.box
-        if used is None or box is None or outcome.small is None:
-            continue
-        first = contents.setdefault(outcome.digest, used)
-        if first is not used:
-            findings.add("fundus.same-content", path, f"{used} as {first}")
-        rows[used.subject, used.eye] = len(rows)
-        lines.append(
-            f"{used.subject}\t{used.eye}\t{used.name}\t{box.left},{box.top},{box.width},{box.height}"
-        )
-        if writer is not None:
-            writer.append(outcome.small[None])
+    outcomes = _in_order(list(groups.values()), folder, size)
+    try:
+        for done, outcome in enumerate(outcomes, 1):
+            progress(done, len(groups))
+            for code, photograph in outcome.rejected:
+                findings.add(code, path, str(photograph))
+            used, box = outcome.used, outcome.box
+            if used is None or box is None or outcome.small is None:
+                continue
+            first = contents.setdefault(outcome.digest, used)
+            if first is not used:
+                findings.add("fundus.same-content", path, f"{used} as {first}")
+            rows[used.subject, used.eye] = len(rows)
+            lines.append(
+                f"{used.subject}\t{used.eye}\t{used.name}\t{box.left},{box.top},{box.width},{box.height}"
+            )
+            if writer is not None:
+                writer.append(outcome.small[None])
+    finally:
+        outcomes.close()  # on an error, wait for the threads before the folder goes away
     if writer is not None and folder is not None:
         writer.close()
         (folder / "index.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")

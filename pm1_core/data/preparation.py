@@ -194,7 +194,8 @@ def _gather(
         "subjects": len(subjects), **counts, "phenotype.people": len(phenotype),
         "fundus.people": int(has[2].sum()),
         **{f"fundus.{eye}": sum(e == eye for _, e in photographs) for eye in EYES},
-        "all modalities": int(has.all(axis=0).sum()), "labels.people": 0 if labels is None else int(labels.notna().any(axis=1).sum()),
+        "all modalities": int(has.all(axis=0).sum()), 
+        "labels.people": 0 if labels is None else int(labels.notna().any(axis=1).sum()),
         **{f"split.{split}": int((subjects["split"] == split.value).sum()) for split in Split},
     }  # fmt: skip
     return PreparationReport(manifest.site, study.name, counted, findings.sorted()), subjects, labels
@@ -229,26 +230,36 @@ def prepare(manifest: SiteManifest, out: Path | str, progress: Progress | None =
                 return store.report(skipped=True)
         except StoreError:
             pass  # damaged or of an older version: prepared again
-    with whole_folder(out) as folder:
-        report, subjects, labels = _gather(inputs, folder, progress or _silent)
-        subjects.to_csv(folder / "subjects.tsv", sep="\t", index=False)
-        if labels is not None:
-            labels.to_csv(folder / "labels.tsv", sep="\t")
-        if inputs.genotypes is not None:
-            manifest.study.variants.to_csv(folder / "genotype" / "variants.tsv", sep="\t", index=False)
-        (folder / "study.json").write_text(manifest.study.to_json(), encoding="utf-8")
-        (folder / "preparation.json").write_text(report.to_text(), encoding="utf-8")
-        (folder / "preparation.md").write_text(report.to_markdown(), encoding="utf-8")
-        content: Mapping[str, Any] = {
-            "version": VERSION, "site": manifest.site, "role": manifest.role, "study": manifest.study.name,
-            "fingerprint": fingerprint, "counts": dict(report.counts),
-            "chromosomes": list(CHROMOSOMES) if inputs.genotypes is not None else [],
-            "files": {
-                str(path.relative_to(folder)): path.stat().st_size
-                for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".png"
-            },
-        }  # fmt: skip
-        (folder / "store.json").write_text(
-            json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8"
-        )
+    try:
+        with whole_folder(out) as folder:
+            report = _write(inputs, fingerprint, folder, progress or _silent)
+    except OSError as problem:
+        raise StoreError(
+            refusal(out, f"could not be written ({problem.strerror})", "make room there and prepare again")
+        ) from None
+    return report
+
+
+def _write(inputs: _Inputs, fingerprint: str, folder: Path, progress: Progress) -> PreparationReport:
+    """Write every file of a store into the fresh `folder`, its description last."""
+    manifest = inputs.manifest
+    report, subjects, labels = _gather(inputs, folder, progress)
+    subjects.to_csv(folder / "subjects.tsv", sep="\t", index=False)
+    if labels is not None:
+        labels.to_csv(folder / "labels.tsv", sep="\t")
+    if inputs.genotypes is not None:
+        manifest.study.variants.to_csv(folder / "genotype" / "variants.tsv", sep="\t", index=False)
+    (folder / "study.json").write_text(manifest.study.to_json(), encoding="utf-8")
+    (folder / "preparation.json").write_text(report.to_text(), encoding="utf-8")
+    (folder / "preparation.md").write_text(report.to_markdown(), encoding="utf-8")
+    content: Mapping[str, Any] = {
+        "version": VERSION, "site": manifest.site, "role": manifest.role, "study": manifest.study.name,
+        "fingerprint": fingerprint, "counts": dict(report.counts),
+        "chromosomes": list(CHROMOSOMES) if inputs.genotypes is not None else [],
+        "files": {
+            str(path.relative_to(folder)): path.stat().st_size
+            for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".png"
+        },
+    }  # fmt: skip
+    (folder / "store.json").write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     return report
