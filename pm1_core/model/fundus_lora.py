@@ -7,16 +7,17 @@ and rank 8. The bare names "qkv" and "proj" would also hit the patch embedding a
 
 from __future__ import annotations
 
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from pm1_core.errors import StateError
 from pm1_core.model.fundus_encoder import FundusEncoder, FundusEncoderConfig
 from pm1_core.validate import refusal
+
+if TYPE_CHECKING:
+    from peft.tuners.lora import LoraLayer
 
 ADAPTED = r"blocks\.\d+\.attn\.(qkv|proj)"
 _ADAPTER = "default"
@@ -45,6 +46,9 @@ def attach_lora(encoder: FundusEncoder, seed: int = 0) -> FundusEncoder:
 
     The adapters are `initial_lora` by `seed`: the adapted encoder starts as the base.
     """
+    # Imported here: peft brings transformers along, two seconds that only the fundus phase should pay.
+    from peft import LoraConfig, inject_adapter_in_model
+
     config = encoder.config
     encoder.requires_grad_(False)
     lora = LoraConfig(
@@ -83,6 +87,8 @@ def initial_lora(config: FundusEncoderConfig, seed: int) -> dict[str, Tensor]:
 
 def lora_layers(encoder: FundusEncoder) -> list[tuple[str, LoraLayer]]:
     """Adapted layers by name, in the order of the network."""
+    from peft.tuners.lora import LoraLayer
+
     return [(name, module) for name, module in encoder.named_modules() if isinstance(module, LoraLayer)]
 
 
