@@ -52,10 +52,15 @@ def _read(
     except (pd.errors.ParserError, UnicodeDecodeError, pd.errors.EmptyDataError) as problem:
         text = str(problem).strip().replace("\n", " ")
         raise DataError(refusal(path, f"could not be read ({text})", "write the file again")) from None
-    if table.isna().to_numpy().any():
-        row = skip + 1 + int(np.argmax(table.isna().to_numpy().any(axis=1)))
+    short = (table == "").to_numpy().any(axis=1)  # pandas fills up rows that break off
+    if short.any():
+        row = skip + 1 + int(np.argmax(short))
         raise DataError(
-            refusal(f"{path}, row {row}", "found too few columns", "write the file again, it may be cut off")
+            refusal(
+                f"{path}, row {row}",
+                "found an empty or missing cell",
+                "write the file again, it may be cut off",
+            )
         )
     table.attrs["first"] = skip + 1
     return table, contigs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -56,6 +57,7 @@ class VcfGenotypes:
         for path in dict.fromkeys(source.vcf(name) for name in _OTHERS) if split else ():
             if path.is_file():
                 findings.add("genotype.non-autosome-file", path, path.name)
+        self._header_rows: dict[Path, int] = {}
         self._samples = {chromosome: self._header(path) for chromosome, path in self._files.items()}
         everybody = dict.fromkeys(sample for samples in self._samples.values() for sample in samples)
         self.people = [Person(subject) for subject in everybody]
@@ -91,13 +93,19 @@ class VcfGenotypes:
         vcf = self._open(path)
         try:
             samples = [subject_text(f"{path}, header", sample) for sample in vcf.samples]
-            lengths: dict[int, int] = {}
-            for line in vcf.raw_header.splitlines():
-                lengths.update(contig_length(line))
         finally:
             vcf.close()
         if not samples:
             raise DataError(refusal(f"{path}, header", "found no people", "give a VCF with genotypes"))
+        # htslib adds lines to the header that it hands out, so that rows are counted in the file itself.
+        lengths: dict[int, int] = {}
+        self._header_rows[path] = 0
+        with gzip.open(path, "rb") if path.suffix in (".gz", ".bgz") else path.open("rb") as stream:
+            for line in stream:
+                if not line.startswith(b"#"):
+                    break
+                self._header_rows[path] += 1
+                lengths.update(contig_length(line.decode(errors="replace")))
         check_contig_lengths(str(path), lengths, self._source.build)
         return samples
 
@@ -134,7 +142,7 @@ class VcfGenotypes:
 
     def _records(self, path: Path, expected: int, matcher: Matcher) -> Iterator[tuple[Match, np.ndarray]]:
         vcf = self._open(path)
-        row = vcf.raw_header.rstrip("\n").count("\n") + 1
+        row = self._header_rows[path]
         add = self._findings.add
         try:
             while True:

@@ -1,0 +1,50 @@
+"""Two bits a SNP lose nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from pm1_core.data.genotype import ChromosomeWriter, pack, packed_width, unpack
+from pm1_core.errors import InputError
+
+matrices = st.tuples(st.integers(0, 5), st.integers(0, 21)).flatmap(
+    lambda shape: arrays(np.uint8, shape, elements=st.integers(0, 3))
+)
+
+
+@given(matrices)
+def test_unpacking_undoes_packing(dosages: np.ndarray) -> None:
+    packed = pack(dosages)
+    assert packed.shape == (len(dosages), packed_width(dosages.shape[1]))
+    np.testing.assert_array_equal(unpack(packed, dosages.shape[1]), dosages)
+
+
+def test_snp_i_of_a_byte_stands_at_two_i() -> None:
+    assert pack(np.array([[1, 2, 3, 0, 2]], np.uint8)).tolist() == [[0b00_11_10_01, 0b11_11_11_10]]
+
+
+def test_a_value_above_three_is_refused() -> None:
+    with pytest.raises(InputError, match="found 4"):
+        pack(np.array([[4]], np.uint8))
+
+
+def test_a_wrong_width_is_refused() -> None:
+    with pytest.raises(InputError, match="found 1 bytes a person; give 2"):
+        unpack(np.zeros((2, 1), np.uint8), 5)
+
+
+@given(st.permutations(range(11)), st.integers(1, 11))
+def test_blocks_in_any_order_fill_a_chromosome(tmp_path_factory, order, size) -> None:
+    path = tmp_path_factory.mktemp("chromosome") / "chr1.npy"
+    dosages = np.random.default_rng(0).integers(0, 4, (3, 13), dtype=np.uint8)
+    writer = ChromosomeWriter(path, 3, 13)
+    for start in range(0, 11, size):
+        snps = np.array(order[start : start + size])
+        writer.put(snps, slice(None), dosages[:, snps])
+    writer.close()
+    dosages[:, 11:] = 3  # never written
+    np.testing.assert_array_equal(unpack(np.load(path), 13), dosages)
