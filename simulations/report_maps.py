@@ -165,7 +165,7 @@ def pictures(folder: Path, entries: list[SamplePhotograph], side: int) -> list[P
 
 
 def _read(path: Path) -> np.ndarray:
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR) if path.is_file() else None
     if image is None:
         raise StateError(refusal(path, "missing or no picture", "write the sample photographs again"))
     return image

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from pm1_core.fields import Modality, Split
 from simulations import report_curves, report_maps, report_plots
-from simulations.report_findings import findings, meets, power
+from simulations.report_findings import findings, listed, meets, power
 from simulations.report_notes import duration, notes, privacy
 from simulations.report_run import Run
 from simulations.report_schema import Repeats
@@ -80,7 +80,10 @@ def _participants(run: Run) -> Section | None:
                     "share": 100 * total / max(largest[modality.value], 1),
                 }
             )
-        rows.append({**site, "total": sum(site["people"].values()), "cells": cells})
+        took_part = dict.fromkeys(phase.split(".")[0].replace("_", " ") for phase in site.get("phases", []))
+        rows.append(
+            {**site, "took_part": ", ".join(took_part), "total": sum(site["people"].values()), "cells": cells}
+        )
     totals = [sum(row["cells"][i]["total"] for row in rows) for i in range(len(Modality))]
     return {
         "rows": rows,
@@ -275,6 +278,7 @@ def _pigmentation(run: Run) -> Section | None:
         return None
     return {
         "data": data,
+        "covariates": listed(data["covariates"]) or "no covariates",
         "p": Markup(power(data["log10_p"])),
         "lead_p": Markup(power(data["lead"]["log10_p"])),
         "figure": Markup(report_maps.manhattan(run.association, data)) if run.association else None,

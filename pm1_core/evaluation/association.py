@@ -161,12 +161,12 @@ def loci(scan: Scan, window: int) -> list[Locus]:
     """Strongest SNP of each stretch: greedily, no two within `window` base pairs; strongest first."""
     require_range("window", window, 1)
     found: list[Locus] = []
+    covered = np.isnan(scan.log10_p)
     for index in np.argsort(-np.nan_to_num(scan.log10_p, nan=-1.0), kind="stable"):
-        if np.isnan(scan.log10_p[index]):
-            break
-        chrom, pos = int(scan.chrom[index]), int(scan.pos[index])
-        if all(lead.chrom != chrom or abs(lead.pos - pos) > window for lead in found):
-            found.append(Locus(chrom, pos, float(scan.log10_p[index])))
+        if covered[index]:
+            continue
+        found.append(_locus(scan, int(index)))
+        covered |= (scan.chrom == scan.chrom[index]) & (np.abs(scan.pos - scan.pos[index]) <= window)
     return found
 
 
@@ -199,10 +199,14 @@ def recovery(
         1 + int((scan.log10_p > strength).sum()),
         int(np.isfinite(scan.log10_p).sum()),
         1 + len(elsewhere),
-        Locus(int(scan.chrom[lead]), int(scan.pos[lead]), float(scan.log10_p[lead])),
+        _locus(scan, lead),
         r * r,
         bool(scan.log10_p[lead] >= -np.log10(GENOME_WIDE)),
     )
+
+
+def _locus(scan: Scan, index: int) -> Locus:
+    return Locus(int(scan.chrom[index]), int(scan.pos[index]), float(scan.log10_p[index]))
 
 
 def _basis(columns: np.ndarray) -> np.ndarray:

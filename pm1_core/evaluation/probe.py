@@ -21,7 +21,7 @@ from pm1_core.errors import InputError
 from pm1_core.evaluation.intervals import proportion_interval
 from pm1_core.validate import refusal, require_range, require_shape
 
-STRENGTHS: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+STRENGTHS: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ DISEASES = {
     "dementia": ("Dementia", 1.2, 0.0),
 }
 MEMBERS = 240
+ALL_PHASES = [*(f"genotype.{c}" for c in CHROMOSOMES), "phenotype", "fundus", "fusion"]
 
 
 def site_entries(rng: np.random.Generator) -> list[dict[str, Any]]:
@@ -55,6 +56,7 @@ def site_entries(rng: np.random.Generator) -> list[dict[str, Any]]:
             "people": split(n),
             "modalities": modalities,
             "photographs": 2 * modalities["fundus"]["test"],
+            "phases": [] if evaluation else ["fundus", "fusion"] if fundus_only else ALL_PHASES,
         }
         if not fundus_only:
             entry["ancestry"] = {

@@ -162,6 +162,7 @@ def test_people_and_findings_of_sites_add_up(run: Path, page: str) -> None:
         total = sum(sum(site["modalities"].get(modality, {}).values()) for site in sites)
         assert f"{total:,}" in shown
     assert "withdrew consent" in shown
+    assert "in genotype, phenotype, fundus, fusion" in shown
     counts = [f["count"] for site in sites for f in site.get("preparation", [])]
     preparation = text_of(section(page, "preparation"))
     assert all(f"{count:,}" in preparation for count in counts)
@@ -272,9 +273,8 @@ def test_unfinished_run_is_refused(tmp_path: Path) -> None:
 
 def test_arrays_that_disagree_are_refused(results: dict[str, Any], tmp_path: Path) -> None:
     folder = minimal(tmp_path / "run", results)
-    np.savez(
-        folder / "embeddings.npz", **{"tokens.pca": np.zeros((3, 2)), "tokens.kind": np.array(["phenotype"])}
-    )
+    arrays: Any = {"tokens.pca": np.zeros((3, 2)), "tokens.kind": np.array(["phenotype"])}
+    np.savez(folder / "embeddings.npz", **arrays)
     with pytest.raises(StateError, match=r"tokens\.pca 3, tokens\.kind 1"):
         write_report(folder)
 
