@@ -50,7 +50,10 @@ def notes(run: Run) -> list[str]:
         )
     diseases = results.get("diseases")
     if diseases and diseases.get("raised"):
-        raised = [f"{name} {old:.1%} to {new:.1%}" for name, (old, new) in diseases["raised"].items()]
+        raised = [
+            f"{label} {share['population']:.1%} to {share['cohort']:.1%}"
+            for label, share in diseases["raised"].items()
+        ]
         said.append(
             "Prevalences were raised so that a small cohort has cases: "
             + ", ".join(raised)

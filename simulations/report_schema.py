@@ -158,6 +158,13 @@ class OmittedEntry(TypedDict):
     controls: int
 
 
+class Prevalence(TypedDict):
+    """Share of people with a disease: in the population that is imitated, and in the cohort."""
+
+    population: float
+    cohort: float
+
+
 class Diseases(TypedDict):
     """`CrossModalTable.to_json()` plus what a reader must know of the people."""
 
@@ -165,7 +172,7 @@ class Diseases(TypedDict):
     rows: list[AreaEntry]
     differences: list[DifferenceEntry]
     omitted: list[OmittedEntry]
-    raised: NotRequired[dict[str, list[float]]]  # target -> [simulated prevalence, prevalence in the cohort]
+    raised: NotRequired[dict[str, Prevalence]]  # label of a disease -> its prevalences
 
 
 class MethodEntry(AreaEntry):

@@ -254,7 +254,7 @@ def write_run(folder: Path, real: bool = False, photograph_count: int = 8) -> di
         "genotype_inference": {"split": "test", "people": 640, "rows": [
             {"inputs": i, "chromosome": c, "weighted_accuracy": float(v + rng.normal(0, 0.005))}
             for i, v in (("G+P+I", 0.82), ("P+I", 0.37), ("P", 0.36), ("I", 0.345)) for c in CHROMOSOMES]},
-        "diseases": {"split": "test", "raised": {"Dementia": [0.008, 0.06], "Glaucoma": [0.02, 0.08]}, **table},
+        "diseases": {"split": "test", "raised": {"Dementia": {"population": 0.008, "cohort": 0.06}}, **table},
         "methods": {"phase": "fusion", "rows": methods},
         "ancestry": {"rows": probes},
         "pigmentation": pigmentation,

@@ -201,7 +201,7 @@ def test_notes_say_what_the_numbers_do_not(tmp_path: Path) -> None:
         "simulated",
         "negatives",
         "test only",
-        "Prevalences were raised",
+        "Dementia 0.8% to 6.0%",
         "Lines per site exist in simulations",
     ):
         assert words in shown
