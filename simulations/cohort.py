@@ -12,14 +12,13 @@ The same scenario gives the same bytes, whatever the number of worker processes.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,31 +27,13 @@ import numpy as np
 import pandas as pd
 
 from pm1_core import atomic
+from simulations.cohort_record import fingerprint, summarise, write_study, write_truth
 from simulations.diseases import DISEASES
-from simulations.genomes import PIGMENT_CHROMOSOME, Chromosome, requests, simulate_chromosome
+from simulations.genomes import Chromosome, requests, simulate_chromosome
 from simulations.missingness import missing_cells
-from simulations.phenotypes import (
-    EXPECTED_TEST_CASES,
-    EYEPACS_PREVALENCE,
-    HIGHEST_FLOOR,
-    PUBLIC_PREVALENCE,
-    People,
-    simulate_people,
-    study_fields,
-)
+from simulations.phenotypes import People, simulate_people
 from simulations.photographs import Sitting, write_photographs
-from simulations.scenarios import (
-    ANCESTRIES,
-    EVALUATION,
-    EYEPACS,
-    PUBLIC,
-    SPLIT_KEY,
-    TABLE_2,
-    Scenario,
-    roster,
-    stream,
-    uk_sites,
-)
+from simulations.scenarios import EVALUATION, EYEPACS, PUBLIC, Scenario, roster, stream, uk_sites
 from simulations.site_files import (
     Alleles,
     site_alleles,
@@ -64,9 +45,6 @@ from simulations.site_files import (
 
 __all__ = ["Cohort", "Scenario", "load_cohort", "write_cohort"]
 
-FORMAT = 1
-"""Raised whenever the same scenario would give other bytes."""
-
 Progress = Callable[[str, int, int], None]
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
@@ -74,8 +52,11 @@ _Out = TypeVar("_Out")
 
 @dataclass(frozen=True)
 class Cohort:
-    """A written cohort. sites: site.yaml of each member site, UK sites first; seconds: stage -> wall-clock
-    seconds of this call, empty if the cohort was there already; summary: the content of cohort.json."""
+    """A written cohort.
+
+    summary: the content of cohort.json; seconds: stage -> wall-clock seconds of this call, empty if the
+    cohort was there already.
+    """
 
     folder: Path
     summary: dict[str, Any]
@@ -83,28 +64,28 @@ class Cohort:
 
     @property
     def study(self) -> Path:
+        """The study definition."""
         return self.folder / "study.yaml"
 
     @property
     def sites(self) -> tuple[Path, ...]:
+        """Manifests of the member sites, UK sites first."""
         return tuple(self.folder / "sites" / name / "site.yaml" for name in self.summary["sites"])
 
     @property
     def evaluation(self) -> Path:
+        """Manifest of the test-only people."""
         return self.folder / EVALUATION / "site.yaml"
 
     @property
     def public(self) -> Path:
+        """Folder of index.csv and photos/, no labels."""
         return self.folder / PUBLIC
 
     @property
     def truth(self) -> Path:
+        """Folder of what nobody at a hospital knows."""
         return self.folder / "truth"
-
-
-def fingerprint(scenario: Scenario) -> str:
-    """Hex SHA-256 of the format and the scenario: equal for cohorts of equal bytes."""
-    return hashlib.sha256(json.dumps([FORMAT, scenario.to_json()], sort_keys=True).encode()).hexdigest()
 
 
 def load_cohort(out: Path, scenario: Scenario | None = None) -> Cohort | None:
@@ -145,14 +126,16 @@ def write_cohort(
     with _pool(workers) as pool, atomic.whole_folder(out) as folder:
         people = roster(scenario)
         with stage("genomes"):
-            asked = requests(scenario.snps, scenario.seed, people.ancestry.to_numpy(), people.family.to_numpy())
+            asked = requests(
+                scenario.snps, scenario.seed, people.ancestry.to_numpy(), people.family.to_numpy()
+            )
             genome = list(_counted(_map(pool, simulate_chromosome, asked), "genomes", len(asked), report))
         with stage("phenotypes"):
             truth = simulate_people(scenario, people, genome)
             report("phenotypes", 1, 1)
         with stage("files"):
-            _write_study(folder, people, genome)
-            _write_truth(folder / "truth", people, truth, genome)
+            write_study(folder, people, genome)
+            write_truth(folder / "truth", people, truth, genome)
             sittings = _write_places(folder, scenario, people, truth, genome, report)
         with stage("photographs"):
             batches = [sittings[i : i + 64] for i in range(0, len(sittings), 64)]
@@ -160,12 +143,12 @@ def write_cohort(
             for count in _map(pool, write_photographs, batches):
                 done += count
                 report("photographs", done, len(sittings))
-        summary = _summary(scenario, people, truth)
+        summary = summarise(scenario, people, truth)
         atomic.write_json(folder / "cohort.json", summary)
     return Cohort(out, summary, stages)
 
 
-def _pool(workers: int) -> Any:
+def _pool(workers: int) -> AbstractContextManager[Executor | None]:
     """Fresh processes: forking a process that runs threads (torch, OpenCV) can deadlock."""
     if workers <= 1:
         return nullcontext(None)
@@ -180,80 +163,6 @@ def _counted(items: Iterable[_Out], name: str, total: int, report: Progress) -> 
     for done, item in enumerate(items, 1):
         report(name, done, total)
         yield item
-
-
-def _write_study(folder: Path, people: pd.DataFrame, genome: Sequence[Chromosome]) -> None:
-    """study.yaml, variants.tsv and relatives.tsv."""
-    columns: list[dict[str, Any]] = []
-    for column in study_fields():
-        entry: dict[str, Any] = {"name": column.name, "kind": column.kind}
-        if column.unit:
-            entry["unit"] = column.unit
-        if column.categories:
-            entry["categories"] = list(column.categories)
-        if column.codes:
-            entry["codes"] = {system: list(codes) for system, codes in column.codes.items()}
-        columns.append(entry)
-    write_yaml(folder / "study.yaml", {
-        "study": "ukb_eyepacs",
-        "build": "GRCh38",
-        "split_key": SPLIT_KEY,
-        "variants": "variants.tsv",
-        "relatives": "relatives.tsv",
-        "photograph_size": 224,
-        "columns": columns,
-        "targets": [
-            {"name": d.name, "label": d.label, "masked": list(dict.fromkeys([d.name, *d.masked]))}
-            for d in DISEASES
-        ],
-        "labels": [
-            {"name": "ancestry", "kind": "categorical", "categories": list(ANCESTRIES)},
-            {"name": "diabetic_retinopathy", "kind": "binary"},
-        ],
-    })  # fmt: skip
-    variants = ["chrom\tpos\tid\tref\talt"]
-    for c in genome:
-        rows = zip(c.positions, c.identifiers, c.ref, c.alt, strict=True)
-        variants += [f"{c.chromosome}\t{pos}\t{name}\t{ref}\t{alt}" for pos, name, ref, alt in rows]
-    (folder / "variants.tsv").write_text("\n".join(variants) + "\n")
-    kin = people[people.family >= 0].sort_values(["family", "subject"])
-    lines = [f"{subject}\tfamily{number:05d}" for subject, number in zip(kin.subject, kin.family, strict=True)]
-    (folder / "relatives.tsv").write_text("\n".join(["subject\tfamily", *lines]) + "\n")
-
-
-def _write_truth(folder: Path, people: pd.DataFrame, truth: People, genome: Sequence[Chromosome]) -> None:
-    """What nobody at a hospital knows, to measure what was recovered."""
-    folder.mkdir()
-    table = people[["subject", "place", "home", "family"]].copy()
-    table["ancestry"] = [ANCESTRIES[a] for a in people.ancestry]
-    table["pigment_dosage"] = truth.pigment_dosage
-    table["pigment"] = truth.pigment.round(4)
-    parts = [
-        table,
-        truth.status.astype(int).add_prefix("status."),
-        truth.liabilities.round(4).add_prefix("liability."),
-        truth.scores.round(4).add_prefix("score."),
-        truth.severity.add_prefix("severity."),
-        truth.factors.round(4).add_prefix("factor."),
-    ]
-    pd.concat(parts, axis=1).to_csv(folder / "people.tsv", sep="\t", index=False, lineterminator="\n")
-    truth.planted.to_csv(folder / "planted.tsv", sep="\t", index=False, lineterminator="\n")
-    complete = truth.phenotypes.copy()
-    complete.insert(0, "subject", people.subject)
-    complete[(people.place != PUBLIC) & (people.place != EYEPACS)].to_csv(
-        folder / "phenotypes.csv", index=False, lineterminator="\n"
-    )
-    c = next(c for c in genome if c.chromosome == PIGMENT_CHROMOSOME)
-    frequency = {
-        name: round(float(c.dosages[people.ancestry == i, c.locus].mean() / 2), 4)
-        for i, name in enumerate(ANCESTRIES)
-        if (people.ancestry == i).any()
-    }
-    atomic.write_json(folder / "pigment.json", {
-        "chrom": c.chromosome, "pos": int(c.positions[c.locus]), "id": c.identifiers[c.locus],
-        "ref": c.ref[c.locus], "alt": c.alt[c.locus], "alt_frequency": frequency,
-        "effect": "each alternate allele lightens the fundus (the analogue of HERC2 rs1129038)",
-    })  # fmt: skip
 
 
 def _write_places(
@@ -303,7 +212,7 @@ def _write_places(
             )
         seated = _sittings(scenario, people, truth, rows, home / "photos")
         if seated:
-            _write_index(home / "fundus.csv", people, seated, "subject")
+            _write_index(home / "fundus.csv", people, seated)
             manifest["fundus"] = {"index": "fundus.csv", "folder": "photos"}
             sittings += seated
         graded = people.iloc[rows].assign(
@@ -317,7 +226,7 @@ def _write_places(
     if len(public):
         (folder / PUBLIC).mkdir()
         seated = _sittings(scenario, people, truth, public, folder / PUBLIC / "photos")
-        _write_index(folder / PUBLIC / "index.csv", people, seated, "subject")
+        _write_index(folder / PUBLIC / "index.csv", people, seated)
         sittings += seated
     return sittings
 
@@ -353,53 +262,6 @@ def _sittings(
     return orders
 
 
-def _write_index(path: Path, people: pd.DataFrame, sittings: Sequence[Sitting], subject: str) -> None:
+def _write_index(path: Path, people: pd.DataFrame, sittings: Sequence[Sitting]) -> None:
     lines = [f"{people.subject[s.person]},{s.eye},{s.path.name}" for s in sittings]
-    path.write_text("\n".join([f"{subject},eye,file", *lines]) + "\n")
-
-
-def _summary(scenario: Scenario, people: pd.DataFrame, truth: People) -> dict[str, Any]:
-    """cohort.json: figures and the statement of what was changed against the paper."""
-    members = ~people.place.isin([EVALUATION, PUBLIC])
-    kept = people[members]
-    complete = kept.genotype & kept.phenotype & (kept.left | kept.right)
-    shares = {
-        "genotype": (kept.genotype.mean(), TABLE_2["genotype"]),
-        "phenotype": (kept.phenotype.mean(), TABLE_2["phenotype"]),
-        "photographs": ((kept.left | kept.right).mean(), TABLE_2["photographs"]),
-        "both_eyes": ((kept.left & kept.right).mean(), TABLE_2["both_eyes"]),
-        "one_eye": ((kept.left ^ kept.right).mean(), TABLE_2["one_eye"]),
-        "all_three": (complete.mean(), TABLE_2["all_three"]),
-        "eyepacs": ((kept.place == EYEPACS).mean(), TABLE_2["eyepacs"]),
-    }
-    places = people.groupby("place", sort=True)[["genotype", "phenotype", "left", "right"]].sum()
-    counts = {
-        str(place): {"people": int((people.place == place).sum()), **{k: int(v) for k, v in row.items()}}
-        for place, row in places.iterrows()
-    }
-    names = [site.name for site in uk_sites(scenario.sites)]
-    present = set(people.place)
-    return {
-        "format": FORMAT,
-        "fingerprint": fingerprint(scenario),
-        "scenario": scenario.to_json(),
-        "sites": [name for name in (*names, EYEPACS) if name in present],
-        "counts": counts,
-        "families": int(people.family.max() + 1),
-        "shares": {
-            name: {"cohort": round(float(have), 4), "paper": round(want / TABLE_2["people"], 4)}
-            for name, (have, want) in shares.items()
-        },
-        "prevalences": truth.prevalences,
-        "missing": {disease.name: round(disease.missing_share, 6) for disease in DISEASES},
-        "statement": (
-            "Shares of modalities and eyes follow supplementary table 2 of the PM1 paper, missing disease "
-            "status tables 3 and 4. A prevalence below "
-            f"{min(HIGHEST_FLOOR, EXPECTED_TEST_CASES / scenario.test_people):.4f} was raised to it, so that "
-            f"the {scenario.test_people} test-only people hold about {EXPECTED_TEST_CASES} cases of every "
-            "disease and a 95% interval of its AUC is within +-0.05 (at most a prevalence of "
-            f"{HIGHEST_FLOOR}). Predictive values and calibration therefore do not transfer to the paper's "
-            f"population. Diabetic retinopathy at the EyePACS-like site ({EYEPACS_PREVALENCE}) and eye "
-            f"diseases among the public photographs ({PUBLIC_PREVALENCE}) are choices of this simulation."
-        ),
-    }
+    path.write_text("\n".join(["subject,eye,file", *lines]) + "\n")

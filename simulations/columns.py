@@ -35,11 +35,12 @@ supplementary table 3; "genetic" is missing where there is no genotype."""
 class Field:
     """One study column.
 
-    kind: continuous, binary or categorical; mean, sd: of continuous values in `unit` (low, high cut them);
-    prevalence: of a binary; shares: of the categories, from low to high; answers: their
-    codes in UK Biobank; loadings: latent factor,
-    "case=<disease>" (status) or "gene=<disease>" (planted SNPs) -> weight on the standardised value, the rest is noise; missing: codes of the file,
-    given instead of an answer at rate `unanswered`; codes: prefixes per coding system.
+    kind: continuous, binary or categorical; mean, sd: of continuous values in `unit` (low, high cut them)
+    prevalence: of a binary; shares: of the categories, from low to high; answers: their UK Biobank codes
+    loadings: latent factor, "case=<disease>" (status) or "gene=<disease>" (planted SNPs) -> weight on the
+    standardised value; the rest is noise
+    missing: codes of the file that stand for no answer, given at rate `unanswered`
+    codes: prefixes per coding system
     """
 
     name: str
@@ -68,7 +69,7 @@ def _weights(parts: list[str]) -> dict[str, float]:
 
 
 def _measures(block: str, rows: str) -> list[Field]:
-    """Continuous fields from lines "name field unit mean sd low high decimals factor:weight ...". """
+    """Continuous fields from lines "name field unit mean sd low high decimals factor:weight ..."."""
     fields = []
     for row in rows.strip().splitlines():
         name, ukb, unit, mean, sd, low, high, decimals, *loadings = row.split()
@@ -82,7 +83,7 @@ def _measures(block: str, rows: str) -> list[Field]:
 
 
 def _questions(block: str, missing: tuple[int, ...], unanswered: float, rows: str) -> list[Field]:
-    """Binary fields from lines "name field prevalence factor:weight ...". """
+    """Binary fields from lines "name field prevalence factor:weight ..."."""
     fields = []
     for row in rows.strip().splitlines():
         name, ukb, prevalence, *loadings = row.split()
@@ -95,7 +96,9 @@ def _questions(block: str, missing: tuple[int, ...], unanswered: float, rows: st
     return fields
 
 
-BODY = _measures("physical", """
+BODY = _measures(
+    "physical",
+    """
 bmi 21001 kg/m2 27.4 4.7 15 60 2 adiposity:0.98
 waist 48 cm 90 13 55 160 0 adiposity:0.8 male:0.45
 hip 49 cm 103 9 70 160 0 adiposity:0.85
@@ -105,11 +108,14 @@ diastolic_pressure 4079 mmHg 82 10 50 130 0 pressure:0.7 adiposity:0.15
 pulse_rate 102 1/min 69 11 35 140 0 adiposity:0.2 inflammation:0.2
 grip_left 46 kg 29 11 2 75 0 male:0.7 frailty:-0.35 stature:0.2
 grip_right 47 kg 31 11 2 75 0 male:0.7 frailty:-0.35 stature:0.2
-""")
+""",
+)
 
-BLOOD = _measures("biochemistry", """
-hba1c 30750 mmol/mol 36 6.5 20 140 1 glycaemia:0.85
-glucose 30740 mmol/L 5.1 1.1 2.5 25 2 glycaemia:0.65
+BLOOD = _measures(
+    "biochemistry",
+    """
+hba1c 30750 mmol/mol 36 6.5 20 140 1 glycaemia:0.75
+glucose 30740 mmol/L 5.1 1.1 2.5 25 2 glycaemia:0.5
 cholesterol 30690 mmol/L 5.7 1.1 2 12 2 lipids:0.85
 ldl 30780 mmol/L 3.56 0.87 0.8 9 2 lipids:0.9
 hdl 30760 mmol/L 1.45 0.38 0.4 3.5 2 adiposity:-0.4 male:-0.4
@@ -135,9 +141,12 @@ igf_1 30770 nmol/L 21.4 5.6 3 60 2 age:-0.3 adiposity:-0.15
 shbg 30830 nmol/L 51 27 5 200 1 adiposity:-0.4 male:-0.3
 testosterone 30850 nmol/L 6.6 6 0.3 35 2 male:0.85
 total_protein 30860 g/L 72.5 4 55 95 2 inflammation:0.15
-""")
+""",
+)
 
-CELLS = _measures("haematology", """
+CELLS = _measures(
+    "haematology",
+    """
 white_cells 30000 10^9/L 6.9 1.8 2 20 2 inflammation:0.5 smoking:0.25
 red_cells 30010 10^12/L 4.5 0.4 2.8 6.5 3 male:0.55
 haemoglobin 30020 g/dL 14.2 1.2 8 19 2 male:0.6 frailty:-0.15
@@ -145,7 +154,8 @@ mean_corpuscular_volume 30040 fL 91 4.4 65 115 2 smoking:0.2 age:0.1
 platelets 30080 10^9/L 253 60 60 700 1 male:-0.25 inflammation:0.2
 lymphocytes 30120 10^9/L 1.96 0.6 0.3 8 2 smoking:0.2
 neutrophils 30140 10^9/L 4.2 1.4 0.8 14 2 inflammation:0.5 smoking:0.2
-""")
+""",
+)
 
 FUNCTION = [
     *_measures("spirometry", """
@@ -210,20 +220,25 @@ LIFESTYLE = [
     )
 ]  # fmt: skip
 
-FAMILY_HISTORY = _questions("touchscreen", FAMILY, 0.05, """
+FAMILY_HISTORY = _questions(
+    "touchscreen",
+    FAMILY,
+    0.05,
+    """
 family_heart_disease 20107_1 0.35 gene=heart_attack:0.35
 family_stroke 20107_2 0.22 gene=ischaemic_stroke:0.35
 family_high_pressure 20107_8 0.38 pressure:0.25
 family_diabetes 20107_9 0.18 glycaemia:0.3
 family_dementia 20107_10 0.14 gene=alzheimers_disease:0.4
-""")
+""",
+)
 
 CONDITIONS = [
     *_questions("touchscreen", TOUCHSCREEN, 0.005, """
 angina 6150_2 0.04 lipids:0.25 male:0.2 age:0.3 case=heart_attack:0.25
 pressure_medication 6177_2 0.22 pressure:0.55 age:0.25
 cholesterol_medication 6177_1 0.18 lipids:0.3 age:0.3 glycaemia:0.25
-insulin 6177_3 0.03 glycaemia:0.6
+insulin 6177_3 0.03 glycaemia:0.5
 wears_glasses 2207-0.0 0.88 age:0.3
 hearing_difficulty 2247-0.0 0.26 age:0.35 male:0.2
 falls 2296-0.0 0.2 frailty:0.35

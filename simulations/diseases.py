@@ -7,8 +7,9 @@ all nine diseases. Masked columns are those of supplementary table 5 under names
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from simulations.columns import TOUCHSCREEN, Field
 
@@ -29,7 +30,7 @@ class Disease:
     missing: int
     field: str
     risks: Mapping[str, float]
-    shared: Mapping[str, float] = field(default_factory=dict)
+    shared: Mapping[str, float] = dataclasses.field(default_factory=dict)
     codes: tuple[str, ...] = ()
     eye: bool = False
     masked: tuple[str, ...] = ()
@@ -53,7 +54,13 @@ _RETINA = (
     "first_other_retinal", "first_retinal_elsewhere",
 )  # fmt: skip
 _ISCHAEMIC = ("first_other_acute_ischaemic", "first_chronic_ischaemic")
-_ALZHEIMER = ("alzheimers_disease", "dementia", "self_reported_dementia", "first_dementia", "first_alzheimers")
+_ALZHEIMER = (
+    "alzheimers_disease",
+    "dementia",
+    "self_reported_dementia",
+    "first_dementia",
+    "first_alzheimers",
+)
 
 DISEASES: tuple[Disease, ...] = (
     Disease(
@@ -192,9 +199,7 @@ def _related() -> tuple[Related, ...]:
     for row in rows.strip().splitlines():
         name, ukb, disease, kind, block, agree, background = row.split()
         coded = TOUCHSCREEN if kind == "age" else (-3,) if block in ("eye", "touchscreen") else ()
-        result.append(
-            Related(name, ukb, disease, kind, block, float(agree), float(background), coded)
-        )
+        result.append(Related(name, ukb, disease, kind, block, float(agree), float(background), coded))
     return tuple(result)
 
 

@@ -175,9 +175,7 @@ def _haplotypes(mutated: tskit.TreeSequence, sites: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(matrix.T.astype(np.uint8))
 
 
-def _locus_site(
-    mutated: tskit.TreeSequence, common: np.ndarray, chromosome: int, counts: np.ndarray
-) -> int:
+def _locus_site(mutated: tskit.TreeSequence, common: np.ndarray, chromosome: int, counts: np.ndarray) -> int:
     """The site that stands for HERC2 or APOE: the one whose allele frequencies are nearest to the real ones.
 
     HERC2 rs1129038: about 0.7 in Europeans, rare elsewhere; APOE e4: about 0.15 to 0.25 everywhere
@@ -234,7 +232,7 @@ def principal_components(chromosomes: Sequence[Chromosome], rows: np.ndarray, co
 
     SNPs are standardised by sqrt(2pq) (Patterson N, Price AL, Reich D (2006) PLoS Genetics 2:e190). At most
     1,000 evenly spaced ones are used, as components are usually taken from pruned SNPs. Scaled so that
-    component k has the standard deviation of its singular value share; signs are fixed by the largest loading.
+    the first has a standard deviation of 10; signs are fixed by the largest loading.
     """
     step = max(1, -(-sum(len(c.positions) for c in chromosomes) // 1000))
     dosages = np.concatenate([c.dosages[rows, ::step] for c in chromosomes], axis=1)
@@ -249,4 +247,5 @@ def principal_components(chromosomes: Sequence[Chromosome], rows: np.ndarray, co
     loadings = vectors[:, ::-1][:, :count]
     loadings = loadings * np.sign(loadings[np.abs(loadings).argmax(axis=0), np.arange(loadings.shape[1])])
     scores = np.concatenate([((dosages[chunk] - mean) / scale) @ loadings for chunk in chunks])
-    return scores * 100 / np.sqrt(max(values[-1], 1e-12)) * np.sqrt(len(rows)) / 10
+    scaled: np.ndarray = scores * 10 * np.sqrt(len(rows) / max(float(values[-1]), 1e-12))
+    return scaled

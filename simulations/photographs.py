@@ -29,7 +29,8 @@ _LIGHT = np.array([226.0, 122.0, 74.0])  # and of a blond one
 @dataclass(frozen=True)
 class Camera:
     """A site's camera. diameter: of the retina in pixels; centre: offset in pixels; gain: sRGB multipliers;
-    vignette: darkening at the rim; cut: pixels missing at top and bottom; notch: registration mark."""
+    vignette: darkening at the rim; cut: pixels missing at top and bottom; notch: registration mark.
+    """
 
     diameter: int
     centre: tuple[int, int]
@@ -72,8 +73,8 @@ class Sitting:
 
 
 @cache
-def _field(index: int) -> tuple[np.ndarray, np.ndarray]:
-    """Illumination uint8 [HEIGHT, WIDTH, 3] of a camera (0 outside the retina) and the mask uint8 of its field."""
+def _field(index: int) -> np.ndarray:
+    """Illumination uint8 [HEIGHT, WIDTH, 3] of a camera, 0 outside the retina."""
     camera = CAMERAS[index]
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH].astype(np.float32)
     cx, cy = WIDTH / 2 + camera.centre[0], HEIGHT / 2 + camera.centre[1]
@@ -87,7 +88,8 @@ def _field(index: int) -> tuple[np.ndarray, np.ndarray]:
     # Light falls off towards the rim and a little from one side.
     light = (1 - camera.vignette * distance**2.4) * (1 + 0.06 * (x - cx) / radius)
     shaded = np.clip(light, 0, 1)[..., None] * inside[..., None] * np.array(camera.gain, dtype=np.float32)
-    return np.clip(shaded * 215, 0, 255).astype(np.uint8), (inside * 255).astype(np.uint8)
+    light_map: np.ndarray = np.clip(shaded * 215, 0, 255).astype(np.uint8)
+    return light_map
 
 
 def draw(sitting: Sitting) -> np.ndarray:
@@ -109,7 +111,9 @@ def draw(sitting: Sitting) -> np.ndarray:
     _atrophy_and_drusen(canvas, macula, unit, sitting.severity.get("macular_degeneration", 0.0), rng)
     vessels = grow_vessels(person, rng, disc, macula, nasal, unit)
     _vessels(canvas, vessels, unit, sitting)
-    _diabetic_lesions(canvas, centre, macula, disc, unit, sitting.severity.get("diabetic_eye_disease", 0.0), rng)
+    _diabetic_lesions(
+        canvas, centre, macula, disc, unit, sitting.severity.get("diabetic_eye_disease", 0.0), rng
+    )
     _disc(canvas, disc, unit, anatomy, sitting, vessels)
     return _expose(canvas, sitting, rng)
 
@@ -146,11 +150,12 @@ def _ground(sitting: Sitting, person: np.random.Generator, rng: np.random.Genera
     texture = 4.0 * mottle
     large = cv2.resize(texture.astype(np.float32), (160, 120), interpolation=cv2.INTER_CUBIC)
     stripes = cv2.resize(fine.astype(np.float32), (160, 120), interpolation=cv2.INTER_CUBIC)
-    large += stripes * (2.0 + 7.0 * (1 - sitting.pigment))
-    level = cv2.resize(np.clip(large + 128, 0, 255).astype(np.uint8), (WIDTH, HEIGHT))
+    mottled = large + stripes * (2.0 + 7.0 * (1 - sitting.pigment))
+    level = cv2.resize(np.clip(mottled + 128, 0, 255).astype(np.uint8), (WIDTH, HEIGHT))
     steps = (np.arange(256, dtype=np.float32) - 128)[:, None] * np.array([0.7, 0.9, 0.6], np.float32)
     table = np.clip(tone[None, :] * (1 + steps / 130), 0, 255).astype(np.uint8)
-    return cv2.LUT(cv2.merge([level, level, level]), table.reshape(256, 1, 3))
+    ground: np.ndarray = cv2.LUT(cv2.merge([level, level, level]), table.reshape(256, 1, 3))
+    return ground
 
 
 def _region(canvas: np.ndarray, centre: np.ndarray, radius: float) -> tuple[np.ndarray, tuple[int, int]]:
@@ -161,7 +166,11 @@ def _region(canvas: np.ndarray, centre: np.ndarray, radius: float) -> tuple[np.n
 
 
 def _tint(
-    canvas: np.ndarray, centre: np.ndarray, radius: float, factor: tuple[float, float, float], sharpness: float
+    canvas: np.ndarray,
+    centre: np.ndarray,
+    radius: float,
+    factor: tuple[float, float, float],
+    sharpness: float,
 ) -> None:
     """Multiply a round region by `factor` per channel, fading out towards `radius`."""
     region, (x0, y0) = _region(canvas, centre, radius)
@@ -178,15 +187,11 @@ def _macula(canvas: np.ndarray, macula: np.ndarray, unit: float, pigment: float)
     _tint(canvas, macula, 16 * unit, (0.80, 0.72 + 0.1 * pigment, 0.8), 2.5)
 
 
-def _dots(
-    canvas: np.ndarray, places: np.ndarray, radii: np.ndarray, colour: tuple[int, int, int]
-) -> None:
+def _dots(canvas: np.ndarray, places: np.ndarray, radii: np.ndarray, colour: tuple[int, int, int]) -> None:
     """Filled circles with sub-pixel centres [n, 2] and radii [n]."""
     scale = 1 << _SHIFT
     for (x, y), radius in zip(np.round(places * scale).astype(int), radii, strict=True):
-        cv2.circle(
-            canvas, (int(x), int(y)), int(round(float(radius) * scale)), colour, -1, cv2.LINE_AA, _SHIFT
-        )
+        cv2.circle(canvas, (int(x), int(y)), round(float(radius) * scale), colour, -1, cv2.LINE_AA, _SHIFT)
 
 
 def _atrophy_and_drusen(
@@ -287,12 +292,14 @@ def _disc(
     for group in vessels.at_disc:
         colour = _colour(150, 40, 34) if group.vein else _colour(190, 70, 52)
         lines = [line - corner.astype(np.int32) for line in group.lines]
-        cv2.polylines(region, lines, False, colour, max(1, round(group.width * unit * 0.8)), cv2.LINE_AA, _SHIFT)
+        cv2.polylines(
+            region, lines, False, colour, max(1, round(group.width * unit * 0.8)), cv2.LINE_AA, _SHIFT
+        )
 
 
 def _expose(canvas: np.ndarray, sitting: Sitting, rng: np.random.Generator) -> np.ndarray:
     """Optics and camera: blur, haze of the lens, illumination, black border, sensor noise by JPEG."""
-    light, mask = _field(sitting.camera)
+    light = _field(sitting.camera)
     cataract = sitting.severity.get("cataract", 0.0)
     lens = 0.05 + 0.002 * max(0.0, sitting.age - 50)  # every lens yellows with age
     canvas = cv2.GaussianBlur(canvas, (5, 5), 0.9)
@@ -305,6 +312,7 @@ def _expose(canvas: np.ndarray, sitting: Sitting, rng: np.random.Generator) -> n
     steps = np.arange(256, dtype=np.float32)[:, None]
     table = np.clip(((1 - haze) * steps + haze * veil.astype(np.float32)) * exposure, 0, 255)
     canvas = cv2.LUT(canvas, table.astype(np.uint8).reshape(256, 1, 3))
-    image = cv2.multiply(canvas, light, scale=1 / 215)
+    image: np.ndarray = cv2.multiply(canvas, light, scale=1 / 215)
     # The border of a real camera is nearly black, never exactly.
-    return cv2.add(image, (float(rng.integers(0, 4)),) * 4)
+    np.maximum(image, np.uint8(rng.integers(0, 4)), out=image)
+    return image

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from pm1_core.errors import ConfigError
-from pm1_core.validate import require_choice, require_range
+from pm1_core.validate import refusal, require_choice, require_range
 
 ANCESTRIES: tuple[str, ...] = ("EUR", "AFR", "ASN")
 SPLIT_KEY = "42"
@@ -101,8 +101,8 @@ class Scenario:
         }
         for name, (low, high) in bounds.items():
             value = require_range(f"scenario {name}", getattr(self, name), low, high, ConfigError)
-            if isinstance(low, int) and not isinstance(value, (int, np.integer)):
-                require_range(f"scenario {name} (a whole number)", float("nan"), low, high, ConfigError)
+            if isinstance(low, int) and not isinstance(value, int):
+                raise ConfigError(refusal(f"scenario {name}", f"found {value!r}", "use a whole number"))
 
     def to_json(self) -> dict[str, Any]:
         """The fields as plain types."""
@@ -159,7 +159,7 @@ def sequence(seed: int, purpose: str, *keys: int) -> np.random.SeedSequence:
     return np.random.SeedSequence(seed, spawn_key=(zlib.crc32(purpose.encode()), *keys))
 
 
-def apportion(total: int, shares: Sequence[float]) -> np.ndarray:
+def apportion(total: int, shares: Sequence[float] | np.ndarray) -> np.ndarray:
     """Whole numbers int64 [len(shares)] that sum to `total`, by largest remainders.
 
     >>> apportion(10, [0.55, 0.45])
@@ -167,7 +167,7 @@ def apportion(total: int, shares: Sequence[float]) -> np.ndarray:
     """
     weights = np.asarray(shares, dtype=np.float64)
     exact = total * weights / weights.sum()
-    counts = np.floor(exact).astype(np.int64)
+    counts: np.ndarray = np.floor(exact).astype(np.int64)
     order = np.argsort(-(exact - counts), kind="stable")
     counts[order[: total - int(counts.sum())]] += 1
     return counts
@@ -175,7 +175,9 @@ def apportion(total: int, shares: Sequence[float]) -> np.ndarray:
 
 def _dealt(total: int, shares: Sequence[float], rng: np.random.Generator) -> np.ndarray:
     """Category of each of `total` people int64 [total], in exact shares and random order."""
-    return rng.permutation(np.repeat(np.arange(len(shares)), apportion(total, shares)))
+    dealt = np.repeat(np.arange(len(shares)), apportion(total, shares))
+    rng.shuffle(dealt)
+    return dealt
 
 
 def roster(scenario: Scenario) -> pd.DataFrame:
@@ -213,7 +215,7 @@ def roster(scenario: Scenario) -> pd.DataFrame:
         people.loc[people.home == index, "camera"] = profile.camera
     public = np.flatnonzero(people.home == -2)
     people.loc[public, "camera"] = _dealt(len(public), [1.0] * 7, rng)
-    # Retinal cameras are left at home: those who come for the test are photographed at their own site.
+    # Test-only people are photographed where they live, by the camera of that site.
     people = people.sort_values(["place", "home", "ancestry"], kind="stable").reset_index(drop=True)
     _deal_modalities(people, rng)
     people["subject"] = _identifiers(people, rng)

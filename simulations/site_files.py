@@ -92,7 +92,7 @@ def write_genotypes(
             swapped = alleles.swapped[part]
             calls[swapped] = 2 - calls[swapped]
             calls[rng.random(calls.shape, dtype=np.float32) < MISSING_CALLS] = -9
-            keep = ~alleles.absent[part]
+            keep, names = ~alleles.absent[part], chromosome.identifiers
             writer.append_biallelic_batch(np.ascontiguousarray(calls[keep]))
             for i in np.flatnonzero(keep):
                 ref, alt = chromosome.ref[i], chromosome.alt[i]
@@ -100,16 +100,17 @@ def write_genotypes(
                     ref, alt = alt, ref
                 if alleles.other_strand[part][i]:
                     ref, alt = ref.translate(_COMPLEMENT), alt.translate(_COMPLEMENT)
-                lines.append(
-                    f"{chromosome.chromosome}\t{chromosome.positions[i]}\t{chromosome.identifiers[i]}\t{ref}\t{alt}"
-                )
+                place = f"{chromosome.chromosome}\t{chromosome.positions[i]}"
+                lines.append(f"{place}\t{names[i]}\t{ref}\t{alt}")
     (folder / "cohort.pvar").write_text("\n".join(lines) + "\n")
     sexes = [f"{subject}\t{1 if is_male else 2}" for subject, is_male in zip(subjects, male, strict=True)]
     (folder / "cohort.psam").write_text("\n".join(["#IID\tSEX", *sexes]) + "\n")
     return kept_total
 
 
-def _cells(field: Field, coding: str, values: np.ndarray, gone: np.ndarray) -> tuple[str, dict[str, Any], list[str]]:
+def _cells(
+    field: Field, coding: str, values: np.ndarray, gone: np.ndarray
+) -> tuple[str, dict[str, Any], list[str]]:
     """File column, dictionary entry and cells of one study column."""
     name = field.name if coding == "plain" else field.ukb
     entry: dict[str, Any] = {"column": name, "to": field.name}
@@ -191,7 +192,9 @@ def write_phenotypes(
         table["41270-0.0"] = _code_lists(values, listed, rng)
         entries.append({"column": "41270-0.0", "system": "ICD-10", "separator": "|"})
     suffix, separator = ("tsv", "\t") if coding == "lettered" else ("csv", ",")
-    pd.DataFrame(table).to_csv(folder / f"phenotypes.{suffix}", sep=separator, index=False, lineterminator="\n")
+    pd.DataFrame(table).to_csv(
+        folder / f"phenotypes.{suffix}", sep=separator, index=False, lineterminator="\n"
+    )
     write_yaml(folder / "dictionary.yaml", {"columns": entries})
     return {"path": f"phenotypes.{suffix}", "subject": "eid", "dictionary": "dictionary.yaml"}
 

@@ -58,7 +58,9 @@ def grow_vessels(
 
     # Branches leave both sides of a trunk at about 40 degrees, five each.
     parent = np.repeat(np.arange(8), 5)
-    at = np.clip(np.tile(np.array([6, 12, 18, 25, 32]), 8) + np.rint(1.5 * noise(40)).astype(int), 3, steps - 4)
+    at = np.clip(
+        np.tile(np.array([6, 12, 18, 25, 32]), 8) + np.rint(1.5 * noise(40)).astype(int), 3, steps - 4
+    )
     side = np.where(np.tile(np.arange(5), 8) % 2 == 0, 1.0, -1.0)
     first = angle[parent, at] + side * (0.62 + 0.15 * noise(40))
     branch_angle = first[:, None] + np.cumsum(noise(40, 22), axis=1) * 0.055
