@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -152,11 +153,13 @@ class FusionTransformer(nn.Module):
         """Draw every parameter from `draws` (a CPU generator).
 
         Positions, CLS and [MASK] come from a normal distribution of std 0.02 cut at two of them: the bounds
-        are passed because torch's defaults (-2, 2) would not cut here. Linear maps are Xavier-uniform with
-        zero biases.
+        are passed because torch's defaults (-2, 2) would not cut here. Linear maps are Xavier-uniform with zero
+        biases; what a layer adds to the stream is scaled by 1 / sqrt(2 layers), so that without a final norm its
+        variance does not grow with depth, and output projections by 0.3, so that the first answer is near the
+        training mean. The paper gives no more than the positions.
         """
+        bound = 2 * POSITION_STD
         for parameter in (self.cls, self.mask, self.positions):
-            bound = 2 * POSITION_STD
             nn.init.trunc_normal_(parameter, 0.0, POSITION_STD, -bound, bound, generator=draws)
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -164,6 +167,12 @@ class FusionTransformer(nn.Module):
                 nn.init.zeros_(module.bias)
             elif isinstance(module, nn.LayerNorm):
                 module.reset_parameters()
+        for module in self.modules():
+            if isinstance(module, _Layer):
+                module.attention_out.weight.div_((2 * self.config.layers) ** 0.5)
+                module.contract.weight.div_((2 * self.config.layers) ** 0.5)
+        for output in self.outputs.values():
+            cast(nn.Linear, output).weight.mul_(0.3)
 
     def project(self, tokens: Tokens) -> Tensor:
         """Standardised tokens {modality: [n, T_m, d_m]} -> [n, 25, h]."""
@@ -179,7 +188,7 @@ class FusionTransformer(nn.Module):
     ) -> Tensor:
         """Contextualised representations, float [n, 26, h], CLS first.
 
-        tokens: {modality: float [n, T_m, d_m]}, standardised; values of missing tokens are not read
+        tokens: {modality: float [n, T_m, d_m]}, standardised; missing ones hold any finite number
         present: bool [n, 25], measured; masked: bool [n, 25], hidden by the objective
         corruption: of the tokens that stay visible; a [MASK] carries nothing that could be corrupted
         predict_missing: False leaves the rows of missing tokens at zero and saves their arithmetic, which

@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,7 +69,8 @@ def test_layers_equal_torchs_pre_norm_relu_encoder(final_norm: bool) -> None:
     layer = nn.TransformerEncoderLayer(32, 4, 64, 0.0, "relu", batch_first=True, norm_first=True)
     norm = nn.LayerNorm(32) if final_norm else None
     theirs = nn.TransformerEncoder(layer, 3, norm, enable_nested_tensor=False)
-    for mine, other in zip(ours.layers, theirs.layers, strict=True):
+    pairs: Any = zip(ours.layers, theirs.layers, strict=True)
+    for mine, other in pairs:
         for a, b in (
             (mine.attention_norm, other.norm1),
             (mine.feedforward_norm, other.norm2),
@@ -115,7 +117,7 @@ def test_missing_tokens_reach_no_output(predict_missing: bool) -> None:
     tokens, present = some_people(12)
     leaves = {m: t.clone().requires_grad_() for m, t in tokens.items()}
     hidden = model(leaves, present, predict_missing=predict_missing)
-    hidden.square().sum().backward()
+    torch.autograd.backward(hidden.square().sum())
     for modality, places in TOKENS_OF.items():
         slope = leaves[modality].grad
         assert slope is not None
@@ -144,7 +146,7 @@ def test_the_content_of_masked_tokens_never_leaks() -> None:
     corruption = draw_corruption(12, 32, objective, draws(2), CPU)
     leaves = {m: t.clone().requires_grad_() for m, t in tokens.items()}
     hidden = model(leaves, present, masked, corruption)
-    hidden.square().sum().backward()
+    torch.autograd.backward(hidden.square().sum())
     for modality, places in TOKENS_OF.items():
         slope = leaves[modality].grad
         assert slope is not None
@@ -255,7 +257,7 @@ def test_people_with_one_modality_contribute_no_contrast_and_no_nan() -> None:
     present[:, 24] = True
     losses = fusion_losses(model, tokens, present, FusionObjective(), draws(1))
     assert float(losses.contrast.detach()) == 0
-    losses.total.backward()
+    torch.autograd.backward(losses.total)
     for parameter in model.parameters():
         assert parameter.grad is None or torch.isfinite(parameter.grad).all()
 
@@ -305,18 +307,19 @@ def test_reductions_differ_in_what_a_phenotype_token_weighs() -> None:
 
 def test_a_transformer_learns_to_predict_one_modality_from_another() -> None:
     generator = draws(1)
-    hidden_cause = torch.randn(256, 4, generator=generator)
+    hidden_cause = torch.randn(128, 4, generator=generator)
     tokens = {
         m: (hidden_cause @ torch.randn(4, (s.stop - s.start) * CONFIG.token_width(m), generator=generator) / 2)
-        .view(256, s.stop - s.start, -1)
+        .view(128, s.stop - s.start, -1)
         for m, s in TOKENS_OF.items()
     }  # fmt: skip
-    present = torch.ones(256, 25, dtype=torch.bool)
+    present = torch.ones(128, 25, dtype=torch.bool)
     model = FusionTransformer(CONFIG, seed=1)
-    optimiser = torch.optim.Adam(model.parameters(), 2e-3)
-    for _ in range(150):
+    optimiser = torch.optim.Adam(model.parameters(), 4e-3)
+    for _ in range(100):
         optimiser.zero_grad()
-        fusion_losses(model, tokens, present, FusionObjective(contrast=0.1), generator).total.backward()
+        losses = fusion_losses(model, tokens, present, FusionObjective(contrast=0.1), generator)
+        torch.autograd.backward(losses.total)
         optimiser.step()
     with torch.no_grad():
         losses = fusion_losses(model, tokens, present, FusionObjective(), generator, corrupt=False)

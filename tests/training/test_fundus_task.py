@@ -21,6 +21,7 @@ from pm1_core.training.tasks.fundus import (
     fundus_config,
     pin_base,
 )
+from pm1_core.update import Update
 
 STUDY = StudySummary("tiny", "GRCh38", (), (), (), {}, photograph_size=48)
 MODEL = {
@@ -110,7 +111,7 @@ def test_rounds_lower_the_loss_and_weigh_by_people(tmp_path: Path) -> None:
 def test_a_repeated_round_gives_the_same_bytes(tmp_path: Path) -> None:
     site, settings = some_people(10), parameters()
     task = FundusTask(settings, STUDY)
-    updates = []
+    updates: list[Update] = []
     for folder in ("a", "b"):
         torch.manual_seed(len(updates))
         updates.append(task.train(site.store, order(settings), {}, task.initial({}, 42), tmp_path / folder))
@@ -139,7 +140,7 @@ def test_the_loss_is_a_mean_over_people_then_eyes(tmp_path: Path) -> None:
     def errors_of_images(images: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         return images.mean((1, 2, 3))
 
-    encoder.reconstruction_errors = errors_of_images  # type: ignore[method-assign]
+    encoder.reconstruction_errors = errors_of_images  # type: ignore[assignment,method-assign]
     draws = torch.Generator().manual_seed(0)
     pooled = task._errors(encoder, photographs, np.arange(20), draws)
     for person in range(20):

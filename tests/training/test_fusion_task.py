@@ -9,6 +9,7 @@ from pm1_core.data.definition import StudySummary
 from pm1_core.data.store import Store
 from pm1_core.errors import ConfigError, StateError
 from pm1_core.fields import TOKENS_OF, Modality, Split
+from pm1_core.model.fusion_objectives import FusionObjective
 from pm1_core.training.order import Order
 from pm1_core.training.tasks import fusion
 from pm1_core.training.tasks.fusion import FusionTask
@@ -116,7 +117,7 @@ def test_sites_with_full_batches_equal_pooled_training_without_contrast(
     sgd = {"name": "sgd", "learning_rate": 0.05}
     settings = parameters(calm, batch_size=0, epochs=1, optimiser=sgd)
     task = FusionTask(settings, STUDY)
-    monkeypatch.setattr(fusion.FusionObjective, "probabilities", lambda self: torch.zeros(25))
+    monkeypatch.setattr(FusionObjective, "probabilities", lambda self: torch.zeros(25))
     pooled = federated = task.initial({}, 42)
     for round_number in (1, 2, 3):
         command = order(settings, round_number)
@@ -124,7 +125,8 @@ def test_sites_with_full_batches_equal_pooled_training_without_contrast(
         updates = [task.train(NOBODY, command, {}, federated, tmp_path / name) for name in ("a", "b")]
         total = sum(update.weight for update in updates)
         federated = {
-            name: sum(u.tensors[name] * np.float32(u.weight / total) for u in updates) for name in federated
+            name: np.add(*(u.tensors[name] * np.float32(u.weight / total) for u in updates))
+            for name in federated
         }
     for name, array in pooled.items():
         np.testing.assert_allclose(federated[name], array, atol=1e-6)
