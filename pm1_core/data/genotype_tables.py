@@ -59,7 +59,7 @@ def _read(
             refusal(
                 f"{path}, row {row}",
                 "found an empty or missing cell",
-                "write the file again, it may be cut off",
+                "write the whole file again",
             )
         )
     table.attrs["first"] = skip + 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from pm1_core.validate import refusal
 
 _OTHERS = ("X", "Y", "XY", "MT", "M", "23", "24", "25", "26")
 _BLOCK_BYTES = 64 << 20
+_BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
 
 
 def dosages_of(alleles: np.ndarray, match: Match) -> tuple[np.ndarray, int, int]:
@@ -37,6 +39,33 @@ def dosages_of(alleles: np.ndarray, match: Match) -> tuple[np.ndarray, int, int]
     dosages[~(whole & ours)] = MISSING_DOSAGE
     half = int((known.any(axis=1) & ~whole).sum())
     return dosages, half, int((whole & ~ours).sum())
+
+
+def _header_rows(path: Path) -> tuple[int, dict[int, int]]:
+    """Number of header lines and the chromosome lengths that they give.
+
+    htslib adds lines to the header that it hands out, so that rows are counted in the file itself.
+    Raises DataError if a block-gzipped file lacks its end marker: htslib would take the part for the whole.
+    """
+    lengths: dict[int, int] = {}
+    rows = 0
+    with path.open("rb") as stream:
+        start = stream.read(16)
+        stream.seek(max(0, path.stat().st_size - len(_BGZF_END)))
+        if start[:2] == b"\x1f\x8b" and start[12:14] == b"BC" and stream.read() != _BGZF_END:
+            raise DataError(
+                refusal(path, "found no end marker, so that it is cut off", "copy the file again")
+            )
+    try:
+        with gzip.open(path, "rb") if start[:2] == b"\x1f\x8b" else path.open("rb") as lines:
+            for line in lines:
+                if not line.startswith(b"#"):
+                    break
+                rows += 1
+                lengths.update(contig_length(line.decode(errors="replace")))
+    except (EOFError, OSError, zlib.error) as problem:
+        raise DataError(refusal(path, f"broke off ({problem})", "copy the file again")) from None
+    return rows, lengths
 
 
 class VcfGenotypes:
@@ -97,15 +126,7 @@ class VcfGenotypes:
             vcf.close()
         if not samples:
             raise DataError(refusal(f"{path}, header", "found no people", "give a VCF with genotypes"))
-        # htslib adds lines to the header that it hands out, so that rows are counted in the file itself.
-        lengths: dict[int, int] = {}
-        self._header_rows[path] = 0
-        with gzip.open(path, "rb") if path.suffix in (".gz", ".bgz") else path.open("rb") as stream:
-            for line in stream:
-                if not line.startswith(b"#"):
-                    break
-                self._header_rows[path] += 1
-                lengths.update(contig_length(line.decode(errors="replace")))
+        self._header_rows[path], lengths = _header_rows(path)
         check_contig_lengths(str(path), lengths, self._source.build)
         return samples
 

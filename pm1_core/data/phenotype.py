@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -57,20 +58,18 @@ def write_phenotypes(
     width = len(features_of(columns))
     rows: dict[str, int] = {}
     reader = TableReader(source, manifest.site, "phenotype", findings)
-    writers = None
-    if folder is not None:
-        writers = (
-            RowWriter(folder / "values.npy", (width,), "float32"),
-            RowWriter(folder / "observed.npy", (width,), "bool"),
-        )
-    for subjects, values in reader.read(progress):
-        matrix, observed = feature_matrix(columns, values, len(subjects))
-        rows.update(zip(subjects, range(len(rows), len(rows) + len(subjects)), strict=True))
-        if writers is not None:
-            writers[0].append(matrix)
-            writers[1].append(observed)
-    for writer in writers or ():
-        writer.close()
+    with ExitStack() as stack:
+        writers: list[RowWriter] = []
+        if folder is not None:
+            writers = [
+                stack.enter_context(RowWriter(folder / "values.npy", (width,), "float32")),
+                stack.enter_context(RowWriter(folder / "observed.npy", (width,), "bool")),
+            ]
+        for subjects, values in reader.read(progress):
+            parts = feature_matrix(columns, values, len(subjects))
+            rows.update(zip(subjects, range(len(rows), len(rows) + len(subjects)), strict=True))
+            for writer, part in zip(writers, parts, strict=False):
+                writer.append(part)
     filled = {column.name for rule in source.rules for column in rule.to}
     findings.add_all(
         "phenotype.not-provided",

@@ -7,6 +7,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
@@ -178,12 +179,14 @@ def write_photographs(
     rows: dict[tuple[str, str], int] = {}
     contents: dict[bytes, Photograph] = {}
     lines = ["subject\teye\tfile\tbox"]
-    writer = None
-    if folder is not None:
-        (folder / "png").mkdir(parents=True)
-        writer = RowWriter(folder / "photographs.npy", (size, size, 3), "uint8")
-    outcomes = _in_order(list(groups.values()), folder, size)
-    try:
+    with ExitStack() as stack:
+        writer = None
+        if folder is not None:
+            (folder / "png").mkdir(parents=True)
+            shape = (size, size, 3)
+            writer = stack.enter_context(RowWriter(folder / "photographs.npy", shape, "uint8"))
+        # Closed on an error too: its threads must end before the folder goes away.
+        outcomes = stack.enter_context(closing(_in_order(list(groups.values()), folder, size)))
         for done, outcome in enumerate(outcomes, 1):
             progress(done, len(groups))
             for code, photograph in outcome.rejected:
@@ -195,15 +198,11 @@ def write_photographs(
             if first is not used:
                 findings.add("fundus.same-content", path, f"{used} as {first}")
             rows[used.subject, used.eye] = len(rows)
-            lines.append(
-                f"{used.subject}\t{used.eye}\t{used.name}\t{box.left},{box.top},{box.width},{box.height}"
-            )
+            place = f"{box.left},{box.top},{box.width},{box.height}"
+            lines.append(f"{used.subject}\t{used.eye}\t{used.name}\t{place}")
             if writer is not None:
                 writer.append(outcome.small[None])
-    finally:
-        outcomes.close()  # on an error, wait for the threads before the folder goes away
-    if writer is not None and folder is not None:
-        writer.close()
+    if folder is not None:
         (folder / "index.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     if not rows:
         raise DataError(

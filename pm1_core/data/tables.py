@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,8 +92,11 @@ def column_names(table: TableFile) -> tuple[str, ...]:
 def _header(table: TableFile) -> tuple[str, ...]:
     opener = gzip.open if table.path.suffix == ".gz" else open
     try:
-        with opener(table.path, "rb") as raw, io.TextIOWrapper(raw, "utf-8-sig", newline="") as stream:
-            row = next(csv.reader(stream, delimiter=table.delimiter), None)
+        with opener(table.path, "rb") as raw:
+            # Line by line: a wrong byte further down must not be blamed on the header.
+            row = next(
+                csv.reader((line.decode("utf-8-sig") for line in raw), delimiter=table.delimiter), None
+            )
     except UnicodeDecodeError:
         raise DataError(
             refusal(f"{table.path}, row 1", "found text that is not UTF-8", "save it as UTF-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import shutil
 import subprocess
 from pathlib import Path
@@ -326,9 +327,14 @@ def test_broken_vcfs_are_refused_with_file_and_row(tmp_path: Path) -> None:
     assert "chr1.vcf.gz: could not be opened as VCF" in refused(tmp_path, "vcf", pattern)
     path.write_text("subject,eye\n")
     assert "chr1.vcf.gz: could not be opened as VCF" in refused(tmp_path, "vcf", pattern)
-    write_vcfs(tmp_path, PEOPLE, variants, random_dosages(len(PEOPLE), 6))
-    path.write_bytes(path.read_bytes()[:-40])
+    many = reference(20_000, [1])
+    write_vcfs(tmp_path, PEOPLE, many, random_dosages(len(PEOPLE), len(many)))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-40])
     assert "chr1.vcf.gz, row" in refused(tmp_path, "vcf", pattern)
+    # As block-gzipped by htslib, but without the empty block that ends such a file.
+    path.write_bytes(whole[:3] + b"\x04\0\0\0\0\0\xff\x06\0BC\x02\0\0\0" + gzip.compress(b"x")[10:])
+    assert "chr1.vcf.gz" in refused(tmp_path, "vcf", pattern)
 
 
 def test_a_file_without_any_snp_of_the_study_is_refused(tmp_path: Path) -> None:
