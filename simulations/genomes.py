@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import msprime
 import numpy as np
 import tskit
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from pm1_core.errors import ConfigError
 from pm1_core.fields import CHROMOSOMES
@@ -90,6 +91,11 @@ class Chromosome:
     locus: int
 
     @property
+    def palindromic(self) -> np.ndarray:
+        """Which SNPs read alike on both strands: bool [S]. A hospital's preparation drops them."""
+        return np.array([_PALINDROME[r] == a for r, a in zip(self.ref, self.alt, strict=True)], dtype=bool)
+
+    @property
     def identifiers(self) -> tuple[str, ...]:
         """Stable names, "sim<chromosome>_<position>": made up, so that nobody takes them for an rs number."""
         return tuple(f"sim{self.chromosome}_{position}" for position in self.positions)
@@ -146,9 +152,9 @@ def simulate_chromosome(request: ChromosomeRequest) -> Chromosome:
     haplotypes = haplotypes.reshape(-1, 2, len(typed))[order]
     offsets = mutated.tables.sites.position[typed].astype(np.int64)
     _transmit(haplotypes, offsets / length, request.family, HUMAN_MEGABASES[request.chromosome] / 100, rng)
-    ref, alt = _letters(len(typed), rng)
-    centre = _CENTRES.get(request.chromosome, 10_000_000 + length // 2)
     locus = int(np.searchsorted(typed, locus_site)) if locus_site >= 0 else -1
+    ref, alt = _letters(len(typed), locus, rng)
+    centre = _CENTRES.get(request.chromosome, 10_000_000 + length // 2)
     start = centre - (int(offsets[locus]) if locus >= 0 else length // 2)
     return Chromosome(
         request.chromosome, offsets + start, ref, alt, haplotypes.sum(axis=1, dtype=np.uint8), locus
@@ -216,12 +222,14 @@ def _transmit(
                 haplotypes[child, side] = np.where(strand == 0, parents[side, 0], parents[side, 1])
 
 
-def _letters(count: int, rng: np.random.Generator) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Alleles with two transitions to a transversion; one in a hundred is palindromic (A/T, C/G)."""
+def _letters(count: int, locus: int, rng: np.random.Generator) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Alleles with two transitions to a transversion; 0.7% are palindromic (A/T, C/G), `locus` never is."""
     ref = [str(letter) for letter in rng.choice(list("ACGT"), count, p=[0.295, 0.205, 0.205, 0.295])]
     kind = rng.random(count)
+    if locus >= 0:
+        kind[locus] = 0.5
     alt = [
-        _PALINDROME[letter] if draw < 0.01 else _PARTNER[letter] if draw < 0.67 else _OTHER[letter]
+        _PALINDROME[letter] if draw < 0.007 else _PARTNER[letter] if draw < 0.67 else _OTHER[letter]
         for letter, draw in zip(ref, kind, strict=True)
     ]
     return tuple(ref), tuple(alt)
@@ -240,10 +248,12 @@ def principal_components(chromosomes: Sequence[Chromosome], rows: np.ndarray, co
     scale = np.sqrt(np.maximum(mean * (1 - mean / 2), 1e-6))
     gram = np.zeros((dosages.shape[1], dosages.shape[1]))
     chunks = [slice(start, start + 8192) for start in range(0, len(rows), 8192)]
-    for chunk in chunks:
-        x = (dosages[chunk] - mean) / scale
-        gram += x.T @ x
-    values, vectors = np.linalg.eigh(gram)
+    # One thread: sums are then formed in one order on every machine.
+    with threadpool_limits(1):
+        for chunk in chunks:
+            x = (dosages[chunk] - mean) / scale
+            gram += x.T @ x
+        values, vectors = np.linalg.eigh(gram)
     loadings = vectors[:, ::-1][:, :count]
     loadings = loadings * np.sign(loadings[np.abs(loadings).argmax(axis=0), np.arange(loadings.shape[1])])
     scores = np.concatenate([((dosages[chunk] - mean) / scale) @ loadings for chunk in chunks])

@@ -65,8 +65,10 @@ def polygenic_scores(
     scenario: Scenario, roster: pd.DataFrame, genome: Sequence[Chromosome]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Scores [n, traits] with unit variance in Europeans, and the planted SNPs behind them."""
-    sizes = [len(c.positions) for c in genome]
-    where = [(c, i) for c, size in enumerate(sizes) for i in range(size)]
+    # A palindromic SNP is dropped by every hospital: nothing is planted on it.
+    where = [
+        (c, int(i)) for c, chromosome in enumerate(genome) for i in np.flatnonzero(~chromosome.palindromic)
+    ]
     european = roster.ancestry.to_numpy() == 0
     scores: dict[str, np.ndarray] = {}
     rows: list[dict[str, object]] = []

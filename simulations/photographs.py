@@ -104,6 +104,8 @@ def draw(sitting: Sitting) -> np.ndarray:
     # Anatomy: the person's, slightly different in each eye.
     anatomy = person.normal(size=8) * 0.9 + rng.normal(size=8) * 0.35
     gaze = rng.normal(0, 4, 2)
+    # Drawn before any lesion: an illness must not change the light.
+    light = np.array([rng.normal(1.0, 0.045), rng.random(), rng.integers(0, 4)])
     disc = centre + unit * np.array([nasal * (102 + 5 * anatomy[0]), -6 + 5 * anatomy[1]]) + gaze
     macula = centre + unit * np.array([-nasal * (14 + 4 * anatomy[0]), 12 + 4 * anatomy[2]]) + gaze
     canvas = _ground(sitting, person, rng)
@@ -115,7 +117,7 @@ def draw(sitting: Sitting) -> np.ndarray:
         canvas, centre, macula, disc, unit, sitting.severity.get("diabetic_eye_disease", 0.0), rng
     )
     _disc(canvas, disc, unit, anatomy, sitting, vessels)
-    return _expose(canvas, sitting, rng)
+    return _expose(canvas, sitting, light)
 
 
 def write_photograph(sitting: Sitting) -> None:
@@ -297,8 +299,11 @@ def _disc(
         )
 
 
-def _expose(canvas: np.ndarray, sitting: Sitting, rng: np.random.Generator) -> np.ndarray:
-    """Optics and camera: blur, haze of the lens, illumination, black border, sensor noise by JPEG."""
+def _expose(canvas: np.ndarray, sitting: Sitting, drawn: np.ndarray) -> np.ndarray:
+    """Optics and camera: blur, haze of the lens, illumination, black border.
+
+    drawn: float [3]: exposure, tint of the haze, sRGB level of the border.
+    """
     light = _field(sitting.camera)
     cataract = sitting.severity.get("cataract", 0.0)
     lens = 0.05 + 0.002 * max(0.0, sitting.age - 50)  # every lens yellows with age
@@ -307,12 +312,12 @@ def _expose(canvas: np.ndarray, sitting: Sitting, rng: np.random.Generator) -> n
         size = 2 * round(2 + 9 * cataract) + 1
         canvas = cv2.blur(cv2.blur(canvas, (size, size)), (size, size))
     haze = min(0.72, lens + 0.58 * cataract)
-    veil = np.array([176, 138, 96]) * (0.9 + 0.1 * rng.random())
-    exposure = float(np.clip(rng.normal(1.0, 0.045), 0.85, 1.15)) * (1 - 0.10 * cataract)
+    veil = np.array([176, 138, 96]) * (0.9 + 0.1 * drawn[1])
+    exposure = float(np.clip(drawn[0], 0.85, 1.15)) * (1 - 0.10 * cataract)
     steps = np.arange(256, dtype=np.float32)[:, None]
     table = np.clip(((1 - haze) * steps + haze * veil.astype(np.float32)) * exposure, 0, 255)
     canvas = cv2.LUT(canvas, table.astype(np.uint8).reshape(256, 1, 3))
     image: np.ndarray = cv2.multiply(canvas, light, scale=1 / 215)
     # The border of a real camera is nearly black, never exactly.
-    np.maximum(image, np.uint8(rng.integers(0, 4)), out=image)
+    np.maximum(image, np.uint8(drawn[2]), out=image)
     return image
