@@ -19,10 +19,10 @@ from pathlib import Path
 
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
-from pm1_core.data.store import Store
 
 from client.outbox import Outbox
 from pm1_core.checkpoint import ObjectStore, State, by_part
+from pm1_core.data.store import Store
 from pm1_core.errors import ConfigError, PM1Error
 from pm1_core.fields import Split
 from pm1_core.training.order import Order

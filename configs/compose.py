@@ -17,6 +17,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from configs import schema
 from pm1_core.errors import ConfigError
+from pm1_core.model.fusion_objectives import FusionObjective
+from pm1_core.training.loop import LoopConfig
 from pm1_core.validate import refusal
 
 GROUPS = ("study", "model", "strategy", "privacy", "site")
@@ -39,8 +41,13 @@ def load(name: str, overrides: Sequence[str]) -> dict[str, Any]:
             raise _sentence(
                 error, overrides, schema.Simulation if name == "simulation" else schema.Study
             ) from None
-    assert isinstance(content, dict)
-    return typing.cast(dict[str, Any], content)
+    checked = typing.cast(dict[str, Any], content)
+    for part, core in schema.PARTS.items():
+        schema.frozen(core, checked["model"][part])
+    for phase in checked["study"]["phases"].values():
+        schema.frozen(LoopConfig, phase["loop"])
+        schema.frozen(FusionObjective, phase["objective"])
+    return checked
 
 
 def to_yaml(content: dict[str, Any]) -> str:

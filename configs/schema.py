@@ -40,7 +40,7 @@ def editable(core: type) -> type:
             )
         else:
             fields.append((item.name, kind, field(default=item.default)))
-    return dataclasses.make_dataclass(core.__name__, fields, module=__name__)
+    return dataclasses.make_dataclass(core.__name__, fields)
 
 
 def frozen(core: type[T], values: dict[str, Any]) -> T:
@@ -55,6 +55,13 @@ def frozen(core: type[T], values: dict[str, Any]) -> T:
             given[name] = tuple(value) if isinstance(value, list) else value
     return core(**given)
 
+
+PARTS: dict[str, type] = {
+    "genotype": GenotypeVAEConfig,
+    "phenotype": PhenotypeAutoencoderConfig,
+    "fundus": FundusEncoderConfig,
+    "fusion": FusionConfig,
+}
 
 Optimiser = editable(OptimiserConfig)
 Loop = editable(LoopConfig)
@@ -121,7 +128,7 @@ class SiteNode:
     """A site's own machine. threads: cores that one site's training uses; 0 leaves it to torch."""
 
     device: str = "auto"
-    threads: int = 0
+    threads: int = 1
 
 
 @dataclass

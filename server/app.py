@@ -41,7 +41,7 @@ def from_run_config(grid: Grid, context: Context) -> Coordinator:
                 )
             )
     study = Study.from_json(Path(str(context.run_config["study"])).read_text())
-    summary = load_definition(Path(str(context.run_config["definition"]))).summary()
+    summary = load_definition(Path(str(context.run_config["definition"]))).summary
     return Coordinator(study, summary, Path(str(context.run_config["run"])), grid)
 
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
-from pm1_core.data.store import Store
 
 from pm1_core.data.definition import StudySummary
+from pm1_core.data.store import Store
 from pm1_core.fields import Modality, Split
 
 

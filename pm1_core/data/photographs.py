@@ -134,15 +134,22 @@ def _process(candidates: list[Photograph], folder: Path | None, size: int) -> _O
         outcome.digest = hashlib.sha256(content).digest()
         outcome.small = resize(crop, size)
         if folder is not None:
-            (folder / "png" / png_name(photograph.subject, photograph.eye)).write_bytes(encode_png(crop))
+            _write(folder / "png" / png_name(photograph.subject, photograph.eye), encode_png(crop))
     return outcome
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write and sync here, where waiting for the disk overlaps with the other threads' computing."""
+    with path.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def _in_order(groups: list[list[Photograph]], folder: Path | None, size: int) -> Generator[_Outcome]:
     """Outcomes in the order of `groups`, computed by threads (OpenCV releases the interpreter lock)."""
-    workers = max(
-        1, min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(32, 2 * cores)  # half of them wait for the disk
     threads_before = cv2.getNumThreads()
     cv2.setNumThreads(1)  # one photograph a thread; nested threads only get into each other's way
     pending: deque[Future[_Outcome]] = deque()

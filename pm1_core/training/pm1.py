@@ -19,8 +19,8 @@ from pm1_core.model.fundus_encoder import FundusEncoder
 from pm1_core.model.fusion import FusionConfig, FusionTransformer
 from pm1_core.model.genotype_vae import GenotypeVAE, GenotypeVAEConfig
 from pm1_core.model.phenotype_autoencoder import PhenotypeAutoencoder, PhenotypeAutoencoderConfig, standardise
-from pm1_core.training.tasks.base import State, load_part
-from pm1_core.training.tasks.fundus import build_encoder
+from pm1_core.training.adapters import build_encoder
+from pm1_core.training.parts import State, load_part
 
 TokenArrays = dict[Modality, np.ndarray]
 _AT_ONCE = 256
@@ -83,14 +83,8 @@ class PM1:
         return standardise(*given, mean, std, kept)
 
     @torch.inference_mode()
-    def raw_tokens(
-        self, store: Store, people: np.ndarray, hidden_features: np.ndarray | None = None
-    ) -> tuple[TokenArrays, np.ndarray]:
-        """Tokens {modality: float32 [n, T_m, d_m]} before standardisation, and present, bool [n, 25].
-
-        hidden_features: indices of phenotype features that are hidden at the input (appendix F.2); a person
-        of whom nothing else is observed has no phenotype token then.
-        """
+    def raw_tokens(self, store: Store, people: np.ndarray) -> tuple[TokenArrays, np.ndarray]:
+        """Tokens {modality: float32 [n, T_m, d_m]} before standardisation, and present, bool [n, 25]."""
         tokens = {
             modality: np.zeros((len(people), span.stop - span.start, self.widths[modality]), np.float32)
             for modality, span in TOKENS_OF.items()
@@ -98,7 +92,10 @@ class PM1:
         present = np.zeros((len(people), len(TOKENS)), bool)
         for rows in _chunks(len(people)):
             self._encode_genotypes(store, people, rows, tokens[Modality.GENOTYPE], present)
-            self._encode_phenotypes(store, people, rows, tokens[Modality.PHENOTYPE], present, hidden_features)
+            if self.phenotype is not None:
+                token, has = self.phenotype_tokens(store, people[rows])
+                tokens[Modality.PHENOTYPE][rows, 0] = token
+                present[rows, TOKENS_OF[Modality.PHENOTYPE].start] = has
             self._encode_photographs(store, people, rows, tokens[Modality.FUNDUS], present)
         return tokens, present
 
@@ -114,22 +111,21 @@ class PM1:
             out[where, chromosome - 1] = vae.encode(dosages)[0].cpu().numpy()
             present[where, chromosome - 1] = True
 
-    def _encode_phenotypes(
-        self,
-        store: Store,
-        people: np.ndarray,
-        rows: slice,
-        out: np.ndarray,
-        present: np.ndarray,
-        hidden_features: np.ndarray | None,
-    ) -> None:
-        if self.phenotype is None:
-            return
-        values, known = self.phenotype_inputs(*store.phenotypes(people[rows]))
+    @torch.inference_mode()
+    def phenotype_tokens(
+        self, store: Store, people: np.ndarray, hidden_features: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Raw phenotype tokens float32 [n, dP] and who has one, bool [n].
+
+        hidden_features: indices of features that are hidden at the input (appendix F.2); a person of whom
+        nothing else is observed has no token then.
+        """
+        assert self.phenotype is not None, "this state holds no phenotype auto-encoder"
+        values, known = self.phenotype_inputs(*store.phenotypes(people))
         if hidden_features is not None:
             known[:, hidden_features] = False
-        out[rows, 0] = self.phenotype.encode(torch.where(known, values, 0.0)).cpu().numpy()
-        present[rows, TOKENS_OF[Modality.PHENOTYPE].start] = known.any(1).cpu().numpy()
+        token = self.phenotype.encode(torch.where(known, values, 0.0))
+        return token.cpu().numpy(), known.any(1).cpu().numpy()
 
     def _encode_photographs(
         self, store: Store, people: np.ndarray, rows: slice, out: np.ndarray, present: np.ndarray

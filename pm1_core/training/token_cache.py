@@ -19,8 +19,8 @@ from pm1_core import atomic
 from pm1_core.checkpoint import State as PartState
 from pm1_core.data.store import Store
 from pm1_core.fields import Modality, Split
+from pm1_core.training.parts import State
 from pm1_core.training.pm1 import PM1, TokenArrays, standardise_tokens
-from pm1_core.training.tasks.base import State
 
 ENCODERS = ("statistics.", "genotype.", "phenotype.", "fundus.")
 

@@ -12,15 +12,9 @@ from pm1_core.errors import CheckpointError, ConfigError, StateError
 from pm1_core.fields import EYES, Modality, Split
 from pm1_core.model.fundus_base import save_base
 from pm1_core.model.fundus_encoder import FundusEncoder, FundusEncoderConfig
+from pm1_core.training.adapters import PREFIX, build_encoder, fundus_config, pin_base
 from pm1_core.training.order import Order
-from pm1_core.training.tasks.fundus import (
-    PREFIX,
-    FundusTask,
-    _Photographs,
-    build_encoder,
-    fundus_config,
-    pin_base,
-)
+from pm1_core.training.tasks.fundus import FundusTask, _Photographs
 from pm1_core.update import Update
 
 STUDY = StudySummary("tiny", "GRCh38", (), (), (), {}, photograph_size=48)

@@ -8,17 +8,14 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import torch
 
 from pm1_core.data.definition import StudySummary
 from pm1_core.data.store import Store
-from pm1_core.errors import StateError
 from pm1_core.fields import Modality, Split
 from pm1_core.training.order import Order
+from pm1_core.training.parts import State
 from pm1_core.update import Tensors, Update
-from pm1_core.validate import refusal
 
-State = Mapping[str, np.ndarray]
 Metrics = dict[str, float]
 
 
@@ -69,31 +66,3 @@ class Task(ABC):
     def advance(self, round_number: int, tensors: Tensors, aggregate: Tensors) -> Tensors:
         """What the coordinator sends next, given what it sent and the sites' mean or sum."""
         return aggregate
-
-
-def part(state: State, prefix: str) -> dict[str, np.ndarray]:
-    """The tensors below `prefix`, with the prefix taken off. Raises StateError if there is none."""
-    found = {name.removeprefix(prefix): state[name] for name in state if name.startswith(prefix)}
-    if not found:
-        raise StateError(refusal("global state", f"found nothing below {prefix!r}", "run that phase first"))
-    return found
-
-
-def load_part(module: torch.nn.Module, tensors: Tensors, prefix: str) -> None:
-    """Copy the tensors below `prefix` into `module`'s parameters. Raises StateError on any mismatch."""
-    arrays = part(tensors, prefix)
-    try:
-        module.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in arrays.items()})
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise StateError(
-            refusal(f"tensors {prefix!r}", reason, "use the model configuration of the study")
-        ) from None
-
-
-def dump_part(module: torch.nn.Module, prefix: str) -> dict[str, np.ndarray]:
-    """All parameters and buffers of `module` as float32 arrays, named below `prefix`."""
-    return {
-        prefix + name: tensor.detach().to("cpu", torch.float32).numpy().copy()
-        for name, tensor in module.state_dict().items()
-    }

@@ -15,46 +15,24 @@ from pm1_core.data.definition import StudySummary
 from pm1_core.data.store import Store
 from pm1_core.errors import ConfigError
 from pm1_core.fields import EYES, Modality, Split
-from pm1_core.model.fundus_base import base_hash, build_fundus_encoder, resize_photographs
-from pm1_core.model.fundus_encoder import FundusEncoder, FundusEncoderConfig
+from pm1_core.model.fundus_base import build_fundus_encoder, resize_photographs
+from pm1_core.model.fundus_encoder import FundusEncoder
 from pm1_core.model.fundus_lora import (
     attach_lora,
     initial_lora,
     load_lora,
     lora_tensors,
-    merge_lora,
     set_draws,
 )
+from pm1_core.training.adapters import PREFIX, adapters_of, fundus_config
 from pm1_core.training.loop import Losses, device_of, train_epochs
 from pm1_core.training.order import Order, derived_seed, generator
-from pm1_core.training.tasks.base import Metrics, State, Task, part
+from pm1_core.training.parts import State
+from pm1_core.training.tasks.base import Metrics, Task
 from pm1_core.update import Tensors, Update
-from pm1_core.validate import refusal, require_keys
+from pm1_core.validate import refusal
 
-PREFIX = "fundus.lora."
 _READ_AT_ONCE = 64
-
-
-def fundus_config(fields: Mapping[str, Any]) -> FundusEncoderConfig:
-    """The encoder's configuration from its fields. Raises ConfigError naming an unknown one."""
-    known = tuple(FundusEncoderConfig.__dataclass_fields__)
-    return FundusEncoderConfig(**require_keys("fundus task, model", fields, (), known, ConfigError))
-
-
-def pin_base(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The same fields with the content hash of their base file, which a coordinator fixes for all sites."""
-    path = fields.get("base")
-    return {**fields, "base_sha256": None if path is None else base_hash(path)}
-
-
-def build_encoder(fields: Mapping[str, Any], state: State) -> FundusEncoder:
-    """The adapted encoder for use: base, adapters of `state` merged into it, frozen, in evaluation mode.
-
-    Raises StateError if `state` holds no adapters, or those of another configuration.
-    """
-    encoder = attach_lora(build_fundus_encoder(fundus_config(fields)))
-    load_lora(encoder, _as_tensors(state))
-    return merge_lora(encoder).eval().requires_grad_(False)
 
 
 class FundusTask(Task):
@@ -114,7 +92,7 @@ class FundusTask(Task):
 
     def _load(self, tensors: Tensors) -> FundusEncoder:
         encoder = attach_lora(build_fundus_encoder(self.config))
-        load_lora(encoder, _as_tensors(tensors))
+        load_lora(encoder, adapters_of(tensors))
         return encoder.to(self.device)
 
     def _errors(
@@ -187,7 +165,3 @@ def _blocks(indices: np.ndarray) -> list[np.ndarray]:
 
 def _as_arrays(tensors: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
     return {PREFIX + name: tensor.numpy() for name, tensor in tensors.items()}
-
-
-def _as_tensors(state: State) -> dict[str, torch.Tensor]:
-    return {name: torch.from_numpy(np.array(array)) for name, array in part(state, PREFIX).items()}

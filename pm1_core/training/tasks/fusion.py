@@ -18,7 +18,8 @@ from pm1_core.model.fusion import FusionConfig, FusionTransformer, Tokens
 from pm1_core.model.fusion_objectives import FusionObjective, fusion_losses
 from pm1_core.training.loop import Losses, device_of, train_epochs
 from pm1_core.training.order import Order, derived_seed, generator
-from pm1_core.training.tasks.base import Metrics, State, Task, dump_part, load_part
+from pm1_core.training.parts import State, dump_part, load_part
+from pm1_core.training.tasks.base import Metrics, Task
 from pm1_core.training.token_cache import ENCODERS, TokenSet, load_tokens
 from pm1_core.update import Tensors, Update
 from pm1_core.validate import require_keys

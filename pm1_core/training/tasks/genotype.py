@@ -21,7 +21,8 @@ from pm1_core.model.genotype_vae import GenotypeVAEConfig
 from pm1_core.model.objectives import GenotypeLosses, annealing, dosage_weights, genotype_loss
 from pm1_core.training.loop import LoopConfig, Losses, device_of, train_epochs
 from pm1_core.training.order import Order, derived_seed
-from pm1_core.training.tasks.base import Metrics, State, Task, dump_part, load_part, part
+from pm1_core.training.parts import State, dump_part, load_part, part
+from pm1_core.training.tasks.base import Metrics, Task
 from pm1_core.update import Tensors, Update
 from pm1_core.validate import refusal, require_choice, require_keys
 
@@ -119,6 +120,16 @@ class GenotypeTask(Task):
         }
         metrics |= {name: value for name, value in accuracies.items() if np.isfinite(value)}
         return {**metrics, "examples": float(len(people))}
+
+    @torch.no_grad()
+    def reconstruct(self, tensors: Tensors, dosages: np.ndarray) -> np.ndarray:
+        """Most likely dosages uint8 [n, S] after encoding to the mean and decoding."""
+        module = self._load(tensors).eval()
+        pieces = []
+        for start in range(0, len(dosages), _EVALUATED_AT_ONCE):
+            block = torch.from_numpy(dosages[start : start + _EVALUATED_AT_ONCE]).to(self.device)
+            pieces.append(module(block, None)[0].argmax(-1).to(torch.uint8).cpu().numpy())
+        return np.concatenate(pieces)
 
     def _build(self) -> GenotypeModel:
         return build_genotype_model(self.architecture, self.config, self.snps)

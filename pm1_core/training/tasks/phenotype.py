@@ -26,7 +26,8 @@ from pm1_core.model.phenotype_autoencoder import (
 )
 from pm1_core.training.loop import Losses, device_of, train_epochs
 from pm1_core.training.order import Order, derived_seed, generator
-from pm1_core.training.tasks.base import Metrics, State, Task, dump_part, load_part, part
+from pm1_core.training.parts import State, dump_part, load_part, part
+from pm1_core.training.tasks.base import Metrics, Task
 from pm1_core.update import Tensors, Update
 from pm1_core.validate import require_keys
 

@@ -13,7 +13,8 @@ import numpy as np
 from pm1_core.data.store import Store
 from pm1_core.fields import TOKENS_OF, Modality, Split
 from pm1_core.training.order import Order
-from pm1_core.training.tasks.base import State, Task
+from pm1_core.training.parts import State
+from pm1_core.training.tasks.base import Task
 from pm1_core.training.token_cache import ENCODERS, raw_tokens
 from pm1_core.update import Tensors, Update
 

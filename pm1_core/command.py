@@ -1,0 +1,39 @@
+"""How every command ends: one sentence and an exit code instead of a traceback.
+
+0 done    2 something a person wrote or chose is wrong    3 something we wrote is damaged
+4 the federation cannot go on    130 interrupted
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Callable
+
+from pm1_core.errors import PM1Error
+
+_DISK = {
+    errno.ENOSPC: "the disk is full; free some space and run the command again",
+    errno.EROFS: "the file system is read-only; choose a folder that can be written to",
+    errno.EACCES: "permission denied; choose a folder that can be written to, or a file that can be read",
+}
+
+
+def guarded(name: str, command: Callable[[], None]) -> int:
+    """Run `command` and return the exit code, with the reason on standard error."""
+    try:
+        command()
+    except PM1Error as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted; nothing half-written is left, run it again to go on", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        print(f"{name}: {error.filename}: {_DISK[error.errno]}.", file=sys.stderr)
+        return 2
+    return 0

@@ -1,0 +1,293 @@
+"""From a finished federation to results.json: every figure of the report, computed on held-out people.
+
+The people are the test split of all members and, in simulations, the test-only people of the evaluation store.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import shutil
+import time
+from collections import Counter
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from pm1_core.checkpoint import CheckpointFolder, State
+from pm1_core.data.definition import load_definition
+from pm1_core.data.store import Store
+from pm1_core.evaluation.association import association_scan, recovery
+from pm1_core.evaluation.cross_modal import cross_modal_table
+from pm1_core.evaluation.embedding import genotype_components, principal_components, tsne
+from pm1_core.evaluation.probe import linear_probe
+from pm1_core.fields import EYES, TOKENS, Modality, Split
+from pm1_core.training.pm1 import PM1
+from server.study import Study
+from simulations.comparison import fusion_beside_pooled_and_alone
+from simulations.genotype_reconstruction import reconstruction
+from simulations.pooled import PooledStore
+from simulations.prediction import complete_people, disease_scores, genotype_accuracies, pooled_embedding
+from simulations.progress import Stages
+from simulations.report import write_participants, write_results
+from simulations.report_schema import Participants, Results
+from simulations.workspace import Workspace
+
+LOST_PHOTOGRAPHS = ("fundus.file-absent", "fundus.unreadable", "fundus.black")
+_SHOWN_PEOPLE = 80
+_SHOWN_PHOTOGRAPHS = 6
+_ANCESTRY_COMPONENTS = 4
+
+
+def assess(
+    run: Path, config: Mapping[str, Any], study: Study, workspace: Workspace, stages: Stages, began: float
+) -> None:
+    """Write results.json, participants.json and the arrays of the report into `run`."""
+    members = workspace.open()
+    evaluation = Store.open(workspace.evaluation) if workspace.evaluation else None
+    pooled = PooledStore(list(members.values()))
+    everybody = PooledStore([*members.values(), *([evaluation] if evaluation else [])])
+    state = CheckpointFolder(run / "checkpoints").state(CheckpointFolder(run / "checkpoints").latest())
+    encoders = {part: config["model"][part] for part in ("genotype", "phenotype", "fundus")}
+    model = PM1(state, pooled.study, encoders, config["model"]["fusion"])
+    results: dict[str, Any] = {}
+    with stages.stage("genotype reconstruction") as step:
+        results["genotype"] = reconstruction(
+            study, state, pooled, everybody, run / "baselines", step, config["baselines"]
+        )
+    people = complete_people(everybody, Split.TEST)
+    with stages.stage("diseases and cross-modal inference") as step:
+        step("diseases", 0, 2)
+        scores = disease_scores(model, everybody, people)
+        table = cross_modal_table(scores)
+        results["diseases"] = {"split": "test", **table.to_json(), **_raised(workspace)}
+        step("genotypes from the others", 1, 2)
+        rows = genotype_accuracies(model, everybody, people)
+        results["genotype_inference"] = {
+            "split": "test",
+            "people": len(people),
+            "rows": [{"inputs": i, "chromosome": c, "weighted_accuracy": w} for i, c, w in rows],
+        }
+    if config["compare"]:
+        results["methods"] = fusion_beside_pooled_and_alone(
+            config, study, state, members, everybody, people, scores, run / "comparison", stages
+        )
+    with stages.stage("embeddings") as step:
+        results["ancestry"] = _ancestry(model, everybody, step)
+        _pictures(run, model, everybody, people, config["seed"])
+        results |= _pigmentation(run, model, everybody, people, workspace)
+    results["photographs"] = _photographs(run, workspace)
+    results["notes"] = _notes(config, workspace)
+    results["run"] = _header(run, config, study, began)
+    write_participants(run, cast(Participants, _participants(run, workspace)))
+    write_results(run, cast(Results, results))
+
+
+def _header(run: Path, config: Mapping[str, Any], study: Study, began: float) -> dict[str, Any]:
+    names = {"in_process": "in process", "ray": "ray"}
+    return {
+        "name": run.name,
+        "study": study.name,
+        "data": "real" if config["study"]["scenario"] == "real" else "simulated",
+        "size": config["model"]["size"],
+        "engine": names[config["engine"]],
+        "strategy": study.strategy,
+        "seed": study.seed,
+        "started": datetime.fromtimestamp(began, UTC).isoformat(timespec="seconds"),
+        "seconds": round(time.time() - began, 1),
+        "privacy": {"mechanism": "none", "secure_aggregation": False},
+        "config_hash": study.hash[:12],
+        "versions": {name: importlib.metadata.version(name) for name in ("pm1", "flwr", "torch")},
+    }
+
+
+def _raised(workspace: Workspace) -> dict[str, Any]:
+    """Prevalences that the scenario raised, for the disease table."""
+    file = workspace.folder / "cohort.json"
+    if not file.exists():
+        return {}
+    summary = json.loads(file.read_text())
+    labels = {target.name: target.label for target in load_definition(workspace.definition).summary.targets}
+    return {
+        "raised": {
+            labels[name]: {"population": entry["paper"], "cohort": entry["cohort"]}
+            for name, entry in summary["prevalences"].items()
+            if entry["cohort"] > entry["paper"]
+        }
+    }
+
+
+def _ancestry(model: PM1, store: PooledStore, step: Any) -> dict[str, Any]:
+    """Linear probes for the label "ancestry", fitted on training people (appendix C)."""
+    labelled = {}
+    for split in (Split.TRAIN, Split.TEST):
+        people = store.people(split, Modality.GENOTYPE)
+        ancestry = store.labels(people)["ancestry"].to_numpy()
+        known = ~pd.isna(ancestry)
+        labelled[split] = people[known], ancestry[known].astype(str)
+    tokens = {}
+    for done, (split, (people, _)) in enumerate(labelled.items()):
+        step("ancestry probe", done, 3)
+        raw, present = model.raw_tokens(store, people)
+        tokens[split] = model.standardised(raw, present), present
+    features = {
+        "fusion embedding": [pooled_embedding(model, *tokens[split]) for split in labelled],
+        "genotype tokens": [
+            tokens[split][0][Modality.GENOTYPE].reshape(len(p), -1) for split, (p, _) in labelled.items()
+        ],
+    }
+    dosages = [
+        np.concatenate([store.dosages(c, people) for c in model.genotype], axis=1)
+        for people, _ in labelled.values()
+    ]
+    components = genotype_components(dosages[0], 10)
+    features["10 principal components"] = [components.transform(array) for array in dosages]
+    rows = []
+    for name, (train, test) in features.items():
+        probe = linear_probe(train, labelled[Split.TRAIN][1], test, labelled[Split.TEST][1], strength=1.0)
+        rows.append({"representation": name, **probe.to_json()})
+    return {"rows": rows}
+
+
+def _pictures(run: Path, model: PM1, store: PooledStore, people: np.ndarray, seed: int) -> None:
+    """Projections of fused tokens and of pooled embeddings of some test people, for the report."""
+    rng = np.random.default_rng(seed)
+    shown = np.sort(rng.choice(people, min(_SHOWN_PEOPLE, len(people)), replace=False))
+    raw, present = model.raw_tokens(store, shown)
+    standard = model.standardised(raw, present)
+    hidden, _ = model.fuse(standard, present)
+    points = hidden[:, 1:][present]
+    owner, kind = np.nonzero(present)
+    ancestry = store.labels(shown)["ancestry"].fillna("").to_numpy(str)
+    embedding = pooled_embedding(model, standard, present)
+    np.savez_compressed(
+        run / "embeddings.npz",
+        **{
+            "tokens.pca": principal_components(points, 2).transform(points).astype(np.float32),
+            "tokens.tsne": tsne(points, seed),
+            "tokens.kind": np.array(TOKENS)[kind],
+            "tokens.ancestry": ancestry[owner],
+            "people.pca": principal_components(embedding, 2).transform(embedding).astype(np.float32),
+            "people.tsne": tsne(embedding, seed),
+            "people.ancestry": ancestry,
+        },
+    )
+
+
+def _pigmentation(
+    run: Path, model: PM1, store: PooledStore, people: np.ndarray, workspace: Workspace
+) -> dict[str, Any]:
+    """A scan of image-conditioned fusion embeddings for SNPs, held against the planted one (section 5.1).
+
+    Only photographs are shown to the transformer: an embedding that saw the genotype would find every SNP.
+    """
+    truth = workspace.folder / "truth" / "pigment.json"
+    if not truth.exists():
+        return {}
+    planted = json.loads(truth.read_text())
+    raw, present = model.raw_tokens(store, people)
+    only = present & (np.array([name.startswith("fundus") for name in TOKENS]))
+    embedding = pooled_embedding(model, model.standardised(raw, only), only, [Modality.FUNDUS])
+    count = min(10, embedding.shape[1])
+    outcomes = principal_components(embedding, count).transform(embedding)
+    dosages = {c: store.dosages(c, people) for c in model.genotype}
+    whole = np.concatenate(list(dosages.values()), axis=1)
+    covariates = genotype_components(whole, _ANCESTRY_COMPONENTS).transform(whole)
+    definition = load_definition(workspace.definition)
+    variants = definition.variants[definition.variants["chrom"].isin(list(dosages))]
+    scan = association_scan(dosages, variants, outcomes, covariates)
+    np.savez_compressed(run / "association.npz", chrom=scan.chrom, pos=scan.pos, log10_p=scan.log10_p)
+    found = recovery(scan, dosages[planted["chrom"]], planted["chrom"], planted["pos"])
+    return {
+        "pigmentation": {
+            **found.to_json(),
+            "name": planted["id"],
+            "inflation": scan.inflation,
+            "people": scan.people,
+            "components": count,
+            "covariates": [f"{_ANCESTRY_COMPONENTS} genetic principal components"],
+        }
+    }
+
+
+def _photographs(run: Path, workspace: Workspace) -> dict[str, Any]:
+    """Located photographs per site, and some of them before and after cropping."""
+    shown: list[dict[str, Any]] = []
+    sites = []
+    folder = run / "sample_photographs"
+    shutil.rmtree(folder, ignore_errors=True)
+    for site, path in workspace.stores.items():
+        store = Store.open(path)
+        if Modality.FUNDUS not in store.modalities:
+            continue
+        index = pd.read_csv(path / "fundus" / "index.tsv", sep="\t", dtype=str, keep_default_na=False)
+        report = json.loads((path / "preparation.json").read_text())
+        lost = sum(f["count"] for f in report["findings"] if f["code"] in LOST_PHOTOGRAPHS)
+        sites.append({"site": site, "located": len(index), "total": len(index) + lost})
+        for _, row in index.head(_SHOWN_PHOTOGRAPHS if len(workspace.stores) < 3 else 2).iterrows():
+            folder.mkdir(exist_ok=True)
+            name = f"{site}_{row['subject']}_{row['eye']}.jpg"
+            picture = cv2.imread(str(path / "fundus" / "png" / f"{row['subject']}_{row['eye']}.png"))
+            cv2.imwrite(str(folder / name), cv2.resize(picture, (224, 224), interpolation=cv2.INTER_AREA))
+            shown.append({"crop": name, "site": site, "eye": row["eye"]})
+    if shown:
+        (folder / "index.json").write_text(json.dumps(shown, indent=1))
+    return {"sites": sites}
+
+
+def _participants(run: Path, workspace: Workspace) -> dict[str, Any]:
+    phases = json.loads((run / "phases.json").read_text())
+    entries = []
+    everybody = dict(workspace.stores) | (
+        {"evaluation": workspace.evaluation} if workspace.evaluation else {}
+    )
+    for site, path in everybody.items():
+        store = Store.open(cast(Path, path))
+        report = json.loads((cast(Path, path) / "preparation.json").read_text())
+        ancestry = store.labels(store.people(None)).get("ancestry", pd.Series(dtype=str)).dropna()
+        entries.append(
+            {
+                "site": site,
+                "role": store.role,
+                "people": {str(split): len(store.people(split)) for split in Split},
+                "modalities": {
+                    str(m): {str(split): len(store.people(split, m)) for split in Split}
+                    for m in sorted(store.modalities)
+                },
+                "photographs": int(sum(store.photographs(store.people(None), eye)[1].sum() for eye in EYES)),
+                "ancestry": dict(Counter(ancestry)),
+                "phases": [phase for phase, entry in phases.items() if site in entry["sites"]],
+                "preparation": [
+                    {key: finding[key] for key in ("code", "count", "action", "remedy") if finding.get(key)}
+                    for finding in report["findings"]
+                ],
+            }
+        )
+    return {"sites": entries}
+
+
+def _notes(config: Mapping[str, Any], workspace: Workspace) -> list[str]:
+    notes = [
+        "InfoNCE takes its negatives from the batch, hence from one site: with it a federation is not the same "
+        "computation as pooled training, whatever the weights.",
+        "Lines per site exist because this is a simulation; under secure aggregation a coordinator sees sums only.",
+    ]
+    if workspace.base is None:
+        notes.append("The fundus encoder started from random weights; no pre-trained base was given.")
+    elif config["pretrain"]["epochs"]:
+        notes.append(
+            "The fundus encoder's base was pre-trained on the scenario's public photographs of people who are at "
+            "no hospital, as RETFound was on public collections."
+        )
+    return notes
+
+
+def state_of(run: Path) -> State:
+    """The global tensors of a run's latest checkpoint."""
+    checkpoints = CheckpointFolder(run / "checkpoints")
+    return checkpoints.state(checkpoints.latest())

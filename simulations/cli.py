@@ -1,0 +1,115 @@
+"""pm1-sim: the researcher's command line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from configs import compose
+from pm1_core.command import guarded
+
+_OVERRIDES = """\
+Overrides are Hydra's: key=value, group=choice. For example
+  pm1-sim run study=ukb_eyepacs privacy=none sites=6
+  pm1-sim run model=tiny people=400 name=quick study.phases.fusion.rounds=5
+  pm1-sim run resume=ukb_eyepacs-small
+`pm1-sim config` prints everything that can be set, with what it is set to."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's grammar."""
+    root = argparse.ArgumentParser(
+        prog="pm1-sim",
+        description="Federated studies of PM1 on one machine.",
+        epilog=_OVERRIDES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text in (
+        ("run", "make the data, train the study, write runs/NAME/report.html"),
+        ("cohort", "only write and prepare the simulated hospitals' files"),
+        ("compare", "every phase federated beside pooled beside each site alone, at leisure"),
+        ("config", "print the composed configuration"),
+    ):
+        sub = commands.add_parser(
+            name,
+            help=text,
+            description=text,
+            epilog=_OVERRIDES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.add_argument(
+            "overrides", nargs="*", metavar="KEY=VALUE", help="what to change in the configuration"
+        )
+        if name != "config":
+            sub.add_argument(
+                "--json", action="store_true", help="print the outcome as JSON on standard output"
+            )
+    report = commands.add_parser("report", help="write a finished run's report again")
+    report.add_argument("run", type=Path, help="folder of the run, e.g. runs/ukb_eyepacs-small")
+    return root
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    options = parser().parse_args(arguments)
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    return guarded("pm1-sim", lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> None:
+    # Imported here: torch and Flower take seconds, and --help should not.
+    if options.command == "report":
+        from simulations.report import write_report
+
+        print(write_report(options.run))
+        return
+    config = compose.load("simulation", options.overrides)
+    if options.command == "config":
+        print(compose.to_yaml(config), end="")
+        return
+    from simulations.progress import Stages
+
+    stages = Stages()
+    if options.command == "cohort":
+        from simulations.workspace import simulated
+
+        folder = simulated(config, stages).folder
+        print(json.dumps({"cohort": str(folder)}) if options.json else folder)
+        return
+    if options.command == "compare":
+        from simulations.comparison import compare_phases
+
+        rows = compare_phases(config, stages)
+        print(json.dumps(rows, indent=1) if options.json else _table(rows))
+        return
+    from simulations.run import run
+
+    report = run(config, stages)
+    results = json.loads((report.parent / "results.json").read_text())
+    if options.json:
+        print(json.dumps({"run": str(report.parent), "report": str(report), "results": results}))
+    else:
+        from simulations.report_findings import findings_text
+
+        print(findings_text(report.parent))
+        print(f"\nReport: {report}")
+
+
+def _table(rows: list[dict[str, object]]) -> str:
+    lines = [f"{'phase':<14} {'trained':<14} {'validation loss':>16} {'test loss':>12}"]
+    for row in rows:
+        lines.append(
+            f"{row['phase']:<14} {row['trained']:<14} {row['validation']:>16.4f} {row['test']:>12.4f}"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

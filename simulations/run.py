@@ -1,0 +1,123 @@
+"""`pm1-sim run`: a study over simulated or real hospitals on one machine, from files to the report."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.serverapp import Grid
+
+from client.app import SitePaths
+from configs import compose
+from pm1_core import atomic
+from pm1_core.checkpoint import CheckpointFolder
+from pm1_core.data.definition import load_definition
+from pm1_core.errors import ConfigError
+from pm1_core.training.adapters import pin_base
+from pm1_core.validate import refusal, require_choice
+from server.configure import build_study
+from server.coordinator import Coordinator
+from server.study import Study
+from simulations.assessment import assess
+from simulations.grid import run_in_process, run_on_ray
+from simulations.progress import Stages
+from simulations.report import write_report
+from simulations.workspace import Workspace, simulated
+
+ENGINES = ("in_process", "ray")
+
+
+def run(config: dict[str, Any], stages: Stages) -> Path:
+    """Run the study that `config` (configs.schema.Simulation) describes and return its folder.
+
+    A run of the same name with the same configuration is continued after its last checkpoint; one with
+    another configuration is refused, unless that is asked for by another name.
+    """
+    began = time.time()
+    folder = run_folder(config)
+    config = _settled(config, folder)
+    require_choice("key 'engine'", config["engine"], ENGINES, ConfigError)
+    if config["site"]["threads"]:
+        torch.set_num_threads(config["site"]["threads"])
+    workspace = simulated(config, stages)
+    config = with_base(config, workspace)
+    atomic.write_text(folder / "config.yaml", compose.to_yaml(config))
+    study = build_study(config)
+    federate(study, workspace, folder, config["engine"], stages)
+    # A finished run is not assessed twice: the figures follow from the checkpoint and the configuration.
+    latest = CheckpointFolder(folder / "checkpoints").latest()
+    key = {
+        "checkpoint": latest.hash if latest else "",
+        "compare": config["compare"],
+        "baselines": config["baselines"],
+    }
+    marker = folder / "assessed.json"
+    if not marker.exists() or json.loads(marker.read_text()) != key:
+        assess(folder, config, study, workspace, stages, began)
+        atomic.write_json(marker, key)
+    return write_report(folder)
+
+
+def run_folder(config: Mapping[str, Any]) -> Path:
+    """runs/NAME; the name defaults to study and size."""
+    name = config["resume"] or config["name"] or f"{config['study']['name']}-{config['model']['size']}"
+    if Path(name).name != name or name.startswith("."):
+        raise ConfigError(refusal("key 'name'", f"found {name!r}", "use a plain folder name"))
+    return Path(config["runs"]) / name
+
+
+def with_base(config: dict[str, Any], workspace: Workspace) -> dict[str, Any]:
+    """`config` whose fundus encoder starts from the workspace's base."""
+    if workspace.base is None:
+        return config
+    fundus = pin_base({**config["model"]["fundus"], "base": str(workspace.base)})
+    return {**config, "model": {**config["model"], "fundus": fundus}}
+
+
+def federate(study: Study, workspace: Workspace, folder: Path, engine: str, stages: Stages) -> None:
+    """Run what is left of `study` over the workspace's members."""
+    summary = load_definition(workspace.definition).summary
+    sites = [
+        SitePaths(str(store.resolve()), str((folder / "sites" / site).resolve()))
+        for site, store in workspace.stores.items()
+    ]
+    with stages.stage(f"federated training ({engine})") as step:
+
+        def coordinate(grid: Grid) -> Coordinator:
+            return Coordinator(study, summary, folder, grid, step)
+
+        engines: dict[str, Callable[..., None]] = {"in_process": run_in_process, "ray": run_on_ray}
+        engines[engine](coordinate, sites)
+    CheckpointFolder(folder / "checkpoints").verify()
+
+
+def _settled(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The configuration to go on with: the run's own when it is resumed, else the given one."""
+    marker = folder / "request.json"
+    if config["resume"]:
+        if not marker.exists():
+            raise ConfigError(
+                refusal("key 'resume'", f"found no run at {folder}", f"choose from {_names(folder.parent)}")
+            )
+        return {**json.loads(marker.read_text()), "resume": config["resume"]}
+    request = {key: value for key, value in config.items() if key not in ("resume",)}
+    if marker.exists() and json.loads(marker.read_text()) != request:
+        raise ConfigError(
+            refusal(
+                f"run {folder}",
+                "it was started with another configuration",
+                "choose another one with name=..., or remove the folder",
+            )
+        )
+    # Not sorted: phases run in the order in which they are written.
+    atomic.write_text(marker, json.dumps(request, indent=1) + "\n")
+    return config
+
+
+def _names(runs: Path) -> str:
+    found = sorted(path.parent.name for path in runs.glob("*/request.json"))
+    return ", ".join(found) or f"nothing: {runs} is empty"

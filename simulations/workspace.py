@@ -1,0 +1,122 @@
+"""Everything that a study needs before its first phase: files of a cohort, prepared stores, a fundus base.
+
+    cohorts/<scenario>-<fingerprint>/     files as hospitals have them (simulations.cohort)
+        stores/<site>/                    prepared by pm1_core.data, as `pm1-site prepare` does
+        base/<fingerprint>.safetensors    a small masked autoencoder of the scenario's public photographs
+
+All of it is keyed by what it depends on, so that a second run finds it done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pm1_core.data.manifest import load_manifest
+from pm1_core.data.preparation import prepare
+from pm1_core.data.store import Store
+from pm1_core.fields import EYES, Modality
+from pm1_core.model.fundus_base import pretrain_base
+from pm1_core.model.fundus_encoder import FundusEncoderConfig
+from simulations.cohort import write_cohort
+from simulations.progress import Stages, Step
+from simulations.scenarios import Scenario
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where the prepared data are.
+
+    stores: site -> prepared store, members of the federation only
+    evaluation: prepared store of test-only people, if the data have one
+    base: file of a pre-trained fundus base, if there is one
+    """
+
+    folder: Path
+    definition: Path
+    stores: Mapping[str, Path]
+    evaluation: Path | None = None
+    base: Path | None = None
+    preparation: Mapping[str, Path] = field(default_factory=dict)
+
+    def open(self) -> dict[str, Store]:
+        """The members' stores."""
+        return {site: Store.open(path) for site, path in self.stores.items()}
+
+
+def simulated(config: Mapping[str, Any], stages: Stages) -> Workspace:
+    """Write the scenario's cohort, prepare its sites and pre-train its fundus base, where not done before."""
+    scenario = Scenario(
+        name=config["study"]["scenario"],
+        people=config["people"],
+        sites=config["sites"],
+        seed=config["seed"],
+        test_people=config["test_people"],
+        public_photographs=config["public_photographs"],
+    )
+    folder = Path(config["cohorts"]) / f"{scenario.name}-{_digest(scenario.to_json())}"
+    with stages.stage("simulating people and their files") as step:
+        write_cohort(scenario, folder, step)
+    manifests = {path.parent.name: path for path in sorted(folder.glob("sites/*/site.yaml"))}
+    extra = {name: folder / name / "site.yaml" for name in ("evaluation", "public")}
+    everybody = {**manifests, **{name: path for name, path in extra.items() if path.exists()}}
+    with stages.stage("preparing the sites' data") as step:
+        stores = prepare_all(everybody, folder / "stores", step)
+    base = _base(config, stores.get("public"), folder / "base", stages)
+    return Workspace(
+        folder,
+        folder / "study.yaml",
+        {site: stores[site] for site in manifests},
+        stores.get("evaluation"),
+        base,
+    )
+
+
+def prepare_all(manifests: Mapping[str, Path], out: Path, step: Step) -> dict[str, Path]:
+    """Prepare each manifest into out/NAME; stores that are whole and up to date are left alone."""
+    stores = {}
+    for done, (name, path) in enumerate(manifests.items()):
+        step(name, done, len(manifests))
+        prepare(load_manifest(path), out / name)
+        stores[name] = out / name
+    step("", len(manifests), len(manifests))
+    return stores
+
+
+def _base(config: Mapping[str, Any], public: Path | None, folder: Path, stages: Stages) -> Path | None:
+    """Pre-train a base on public photographs, unless one is given or none is wanted."""
+    given, wanted = config["model"]["fundus"]["base"], config["pretrain"]
+    if given:
+        return Path(given)
+    if public is None or not wanted["epochs"]:
+        return None
+    model = FundusEncoderConfig(**config["model"]["fundus"])
+    store = Store.open(public)
+    key = _digest({"model": config["model"]["fundus"], "pretrain": wanted, "public": store.fingerprint})
+    out = folder / f"{key}.safetensors"
+    if not out.exists():
+        people = store.people(None, Modality.FUNDUS)
+        pictures = [store.photographs(people, eye) for eye in EYES]
+        photographs = np.concatenate([images[has] for images, has in pictures])
+        with stages.stage("pre-training the public fundus base") as step:
+            pretrain_base(
+                photographs,
+                model,
+                epochs=wanted["epochs"],
+                seed=config["seed"],
+                out=out,
+                batch_size=wanted["batch_size"],
+                learning_rate=wanted["learning_rate"],
+                progress=step,
+            )
+    return out
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,0 +1,21 @@
+"""Fixtures that several areas share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hospitals import prepare_hospitals
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """The suite runs in as many processes as there are cores."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def hospitals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """site -> prepared store, see hospitals.py."""
+    return prepare_hospitals(tmp_path_factory.mktemp("hospitals"))

@@ -1,0 +1,44 @@
+"""A small study over the three hospitals of tests/hospitals.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from client.app import SitePaths
+from configs import compose
+from pm1_core.data.store import Store
+from server.configure import build_study
+from server.coordinator import Coordinator
+from server.study import Study
+
+PHASES = {
+    "genotype.rounds": 2,
+    "genotype.chromosomes": "[3,22]",
+    "genotype.loop.epochs": 1,
+    "phenotype.rounds": 2,
+    "phenotype.loop.epochs": 1,
+    "fundus.rounds": 1,
+    "fundus.loop.epochs": 1,
+    "fusion.rounds": 2,
+    "fusion.loop.epochs": 1,
+    "fusion.loop.batch_size": 16,
+}
+
+
+def tiny_study(**changes: Any) -> Study:
+    """The configured study at size tiny with few rounds; `changes` are overrides with dots as __."""
+    overrides = ["model=tiny", *(f"study.phases.{key}={value}" for key, value in PHASES.items())]
+    overrides += [f"{key.replace('__', '.')}={value}" for key, value in changes.items()]
+    return build_study(compose.load("simulation", overrides))
+
+
+def site_paths(stores: dict[str, Path], folder: Path) -> list[SitePaths]:
+    """Sites whose own folders lie below `folder`."""
+    return [SitePaths(str(store), str(folder / "sites" / site)) for site, store in stores.items()]
+
+
+def coordinate(study: Study, stores: dict[str, Path], folder: Path) -> Any:
+    """grid -> Coordinator, what both engines take."""
+    summary = Store.open(next(iter(stores.values()))).study
+    return lambda grid: Coordinator(study, summary, folder, grid)
