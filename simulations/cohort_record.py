@@ -32,7 +32,7 @@ from simulations.scenarios import (
 )
 from simulations.site_files import write_yaml
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever the same scenario would give other bytes."""
 
 
