@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
@@ -105,7 +106,8 @@ def write_cohort(
     """Write the cohort of `scenario` to `out`, replacing what was there; at once if it is there already.
 
     progress: called with (stage, done, total); workers: processes (default: one a core for larger cohorts,
-    none else). Their number changes the time only. Raises ConfigError if the SNPs cannot be had.
+    none else). Their number changes the time only; a script that
+    calls this guards its entry with `if __name__ == "__main__"`, as processes import it again. Raises ConfigError if the SNPs cannot be had.
     """
     out = Path(out)
     present = load_cohort(out, scenario)
@@ -149,8 +151,12 @@ def write_cohort(
 
 
 def _pool(workers: int) -> AbstractContextManager[Executor | None]:
-    """Fresh processes: forking a process that runs threads (torch, OpenCV) can deadlock."""
-    if workers <= 1:
+    """Fresh processes: forking a process that runs threads (torch, OpenCV) can deadlock.
+
+    They import the main module again, so there are none where that is text from standard input.
+    """
+    main = getattr(sys.modules["__main__"], "__file__", None)
+    if workers <= 1 or (main is not None and not Path(main).exists()):
         return nullcontext(None)
     return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
 
