@@ -106,8 +106,8 @@ def write_cohort(
     """Write the cohort of `scenario` to `out`, replacing what was there; at once if it is there already.
 
     progress: called with (stage, done, total); workers: processes (default: one a core for larger cohorts,
-    none else). Their number changes the time only; a script that
-    calls this guards its entry with `if __name__ == "__main__"`, as processes import it again. Raises ConfigError if the SNPs cannot be had.
+    none else), whose number changes the time only. They import the main module again: a script guards
+    its entry with `if __name__ == "__main__"`. Raises ConfigError if the SNPs cannot be had.
     """
     out = Path(out)
     present = load_cohort(out, scenario)
