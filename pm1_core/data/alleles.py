@@ -7,7 +7,7 @@ split and missing ("."). A dosage is always the count of the study's alternate a
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -73,13 +73,17 @@ def orient(alleles: Sequence[str], ref: str, alt: str) -> Orientation | None:
 
 @dataclass(frozen=True)
 class Match:
-    """A variant of a file that is a SNP of the study. snp: index within its chromosome; source: the caller's."""
+    """A variant of a file that is a SNP of the study.
+
+    snp: index within its chromosome; source: the caller's own number; place: row and alleles, for findings
+    """
 
     chromosome: int
     snp: int
     source: int
     n_alleles: int
     orientation: Orientation
+    place: str
 
 
 class Matcher:
@@ -166,7 +170,8 @@ class Matcher:
                 self._note(
                     file, f"{text}, study {ref}/{alt}", is_palindromic(ref, alt), len(alleles), orientation
                 )
-                matches.append(Match(chromosome, int(self._within[index]), source, len(alleles), orientation))
+                within = int(self._within[index])
+                matches.append(Match(chromosome, within, source, len(alleles), orientation, text))
         if again and not matches:
             self._findings.add("genotype.duplicate-variant", file, text)
         return matches
@@ -189,15 +194,15 @@ class Matcher:
         """How many SNPs of the study were found and are used."""
         return int(self._taken.sum())
 
-    def finish(self, file: object) -> None:
-        """Count what was not found in any row. `file` is named for absent SNPs."""
+    def finish(self, file_of: Callable[[int], object]) -> None:
+        """Count what was not found in any row. file_of: chromosome -> the file to name for absent SNPs."""
         for index, (where, row) in self._mismatched.items():
             if not self._taken[index] and not self._dropped[index]:
                 self._findings.add("genotype.allele-mismatch", where, row)
         for index in np.flatnonzero(~self._taken & ~self._dropped).tolist():
             if index not in self._mismatched:
                 self._findings.add(
-                    "genotype.absent", file,
+                    "genotype.absent", file_of(int(self._chromosome[index])),
                     f"{self._chromosome[index]}:{self._position[index]} {self._ref[index]}/{self._alt[index]}",
                 )  # fmt: skip
 

@@ -44,6 +44,10 @@ class Genotypes(Protocol):
         """Every file that is read."""
         ...
 
+    def file_of(self, chromosome: int) -> Path:
+        """The file that lists the variants of `chromosome`, which may be absent."""
+        ...
+
     def read(
         self, keep: np.ndarray, matcher: Matcher, progress: Callable[[int, int], None]
     ) -> Iterator[Block]:
@@ -85,6 +89,10 @@ class PlinkGenotypes:
     def files(self) -> list[Path]:
         """The three files of the prefix."""
         return [self._data, self._variants, self._people]
+
+    def file_of(self, chromosome: int) -> Path:
+        """The .pvar or .bim."""
+        return self._variants
 
     def read(
         self, keep: np.ndarray, matcher: Matcher, progress: Callable[[int, int], None]
@@ -187,7 +195,7 @@ class PlinkGenotypes:
         known = (pairs >= 0).all(axis=1)
         ours = ((pairs == match.orientation.alt) | (pairs == match.orientation.ref)).all(axis=1)
         dosages[~ours] = MISSING_DOSAGE
-        self._findings.add("genotype.other-allele", self._data, count=int((known & ~ours).sum()))
+        self._findings.add("genotype.other-allele", self._variants, match.place, int((known & ~ours).sum()))
         return np.array([match.snp], np.int64), dosages[:, None]
 
     def _call(self, read: Callable[[], None]) -> None:

@@ -108,7 +108,14 @@ class VcfGenotypes:
         """All VCFs that are read."""
         return list(self._files.values())
 
+    def file_of(self, chromosome: int) -> Path:
+        """The VCF of `chromosome`."""
+        return self._source.vcf(chromosome)
+
     def _open(self, path: Path) -> cyvcf2.VCF:
+        # What htslib would print beside our sentence says the same in other words.
+        if hasattr(cyvcf2.cyvcf2, "set_htslib_log_level"):
+            cyvcf2.cyvcf2.set_htslib_log_level(0)
         try:
             # lazy: genotypes of records that the study does not use are never unpacked
             return cyvcf2.VCF(str(path), lazy=True)
@@ -151,8 +158,8 @@ class VcfGenotypes:
         size = 0
         for match, calls in self._records(path, expected, matcher):
             dosages, half, other = dosages_of(calls, match)
-            self._findings.add("genotype.half-call", path, count=half)
-            self._findings.add("genotype.other-allele", path, count=other)
+            self._findings.add("genotype.half-call", path, match.place, half)
+            self._findings.add("genotype.other-allele", path, match.place, other)
             row = np.append(dosages, np.uint8(MISSING_DOSAGE))[columns]  # -1 takes the appended missing
             held.setdefault(match.chromosome, []).append((match.snp, row))
             size += 1

@@ -110,35 +110,38 @@ def _genotypes(
     if folder is not None:
         for chromosome, size in manifest.study.summary.chromosome_sizes.items():
             writers[chromosome] = ChromosomeWriter(folder / f"chr{chromosome}.npy", len(keep), size)
+    positions = {c: part["pos"].to_numpy(np.int64) for c, part in manifest.study.variants.groupby("chrom")}
     called = np.zeros(len(keep), np.int64)
-    total = one_value = 0
+    total = 0
     for chromosome, snps, dosages in genotypes.read(
         keep, matcher, lambda done, of: progress("genotypes", done, of)
     ):
         known = dosages != MISSING_DOSAGE
         called += known.sum(axis=1)
         total += dosages.size
+        file = genotypes.file_of(chromosome)
+        findings.add("genotype.missing-calls", file, count=dosages.size - int(known.sum()))
         low, high = dosages.min(axis=0), np.where(known, dosages, 0).max(axis=0)
-        one_value += int((low >= high).sum())  # a SNP without any call has low = 3, high = 0
+        constant = snps[low >= high]  # a SNP without any call has low = 3, high = 0
+        findings.add_all(
+            "genotype.one-value", file, (f"{chromosome}:{p}" for p in positions[chromosome][constant])
+        )
         if chromosome in writers:
             writers[chromosome].put(snps, slice(None), dosages)
     for writer in writers.values():
         writer.close()
-    file = genotypes.files()[0]
-    matcher.finish(file)
+    matcher.finish(genotypes.file_of)
     if matcher.matched == 0:
         raise DataError(
             refusal(
-                file, f"found none of the study's {len(manifest.study.variants)} SNPs",
+                genotypes.files()[0],
+                f"found none of the study's {len(manifest.study.variants)} SNPs",
                 "compare chromosome names, positions and build with the study's list",
             )
-        )  # fmt: skip
+        )
+    nobody = (people[i].subject for i in np.flatnonzero(called == 0))
+    findings.add_all("genotype.no-call", genotypes.people_file, nobody)
     missing = total - int(called.sum())
-    findings.add("genotype.missing-calls", file, count=missing)
-    findings.add("genotype.one-value", file, count=one_value)
-    findings.add_all(
-        "genotype.no-call", genotypes.people_file, (people[i].subject for i in np.flatnonzero(called == 0))
-    )
     counts = {
         "genotype.people": len(keep),
         "genotype.snps": matcher.matched,

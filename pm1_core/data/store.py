@@ -72,6 +72,10 @@ class Store:
         )
         return Store(path, content, study, subjects)
 
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        """Another process opens the store again instead of receiving its arrays."""
+        return Store.open, (self.path,)
+
     def __len__(self) -> int:
         """Number of subjects."""
         return len(self.subjects)

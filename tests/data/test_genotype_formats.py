@@ -190,6 +190,7 @@ def test_half_calls_and_haploid_calls_are_missing(tmp_path: Path) -> None:
     store, report = prepared(tmp_path, "vcf", "chr{chrom}.vcf.gz")
     assert dosages(store, 1)[:, 0].tolist() == [3, 3, 3, 1, 3]
     assert report.count("genotype.half-call") == 3
+    assert places(report, "genotype.half-call") == ["row 4 (1:1000 A/G)"]
 
 
 def test_a_variant_listed_twice_is_used_once(tmp_path: Path) -> None:
