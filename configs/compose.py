@@ -25,7 +25,7 @@ GROUPS = ("study", "model", "strategy", "privacy", "site")
 
 
 def load(name: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """The composed configuration `name` ("simulation" or "server") as plain dicts and lists.
+    """The composed configuration `name` (a key of schema.ROOTS) as plain dicts and lists.
 
     Raises ConfigError naming the key and what it accepts.
     """
@@ -39,12 +39,12 @@ def load(name: str, overrides: Sequence[str]) -> dict[str, Any]:
             content = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         except (HydraException, OmegaConfBaseException) as error:
             raise _sentence(
-                error, overrides, schema.Simulation if name == "simulation" else schema.Study
+                error, overrides, schema.ROOTS[name]
             ) from None
     checked = typing.cast(dict[str, Any], content)
-    for part, core in schema.PARTS.items():
+    for part, core in schema.PARTS.items() if "model" in checked else ():
         schema.frozen(core, checked["model"][part])
-    for phase in checked["study"]["phases"].values():
+    for phase in checked["study"]["phases"].values() if "study" in checked else ():
         schema.frozen(LoopConfig, phase["loop"])
         schema.frozen(FusionObjective, phase["objective"])
     return checked
@@ -99,7 +99,7 @@ def _unknown(key: str, root: type) -> str | None:
         walked.append(piece)
         node = typing.get_type_hints(node)[piece]
         if typing.get_origin(node) is dict:
-            return None
+            return None  # a phase, by its name: the composed study knows which there are
     return None
 
 

@@ -185,8 +185,23 @@ class Simulation(Study):
     pretrain: PretrainNode = field(default_factory=PretrainNode)
 
 
+@dataclass
+class Site:
+    """What `pm1-site` composes: the site's files and machine.
+
+    manifest: the site's manifest; store: folder of the prepared store, by default `store` beside the manifest
+    """
+
+    site: SiteNode = field(default_factory=SiteNode)
+    manifest: str = "???"
+    store: str | None = None
+
+
+ROOTS: dict[str, type] = {"simulation": Simulation, "server": Study, "client": Site}
+
+
 def register() -> None:
     """Make the schema known to Hydra."""
     store = ConfigStore.instance()
-    store.store(name="study_schema", node=Study)
-    store.store(name="simulation_schema", node=Simulation)
+    for name, root in ROOTS.items():
+        store.store(name=f"{name}_schema", node=root)

@@ -38,7 +38,7 @@ from simulations.report import write_participants, write_results
 from simulations.report_schema import Participants, Results
 from simulations.workspace import Workspace
 
-LOST_PHOTOGRAPHS = ("fundus.file-absent", "fundus.unreadable", "fundus.black")
+LOST_PHOTOGRAPHS = ("fundus.file-absent", "fundus.unreadable", "fundus.black", "fundus.no-retina")
 _SHOWN_PEOPLE = 80
 _SHOWN_PHOTOGRAPHS = 6
 _ANCESTRY_COMPONENTS = 4

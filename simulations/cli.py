@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -96,9 +97,12 @@ def _run(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps({"run": str(report.parent), "report": str(report), "results": results}))
     else:
-        from simulations.report_findings import findings_text
+        from simulations.report import read_run
+        from simulations.report_findings import findings
 
-        print(findings_text(report.parent))
+        finished = read_run(report.parent)
+        for sentence in findings(finished.results, finished.participants):
+            print("- " + re.sub(r"<[^>]+>", "", sentence))
         print(f"\nReport: {report}")
 
 

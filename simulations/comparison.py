@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from pm1_core.checkpoint import State
+from pm1_core import atomic
+from pm1_core.checkpoint import CheckpointFolder, State
 from pm1_core.data.store import Store
 from pm1_core.evaluation.cross_modal import TargetScores, cross_modal_table
-from pm1_core.fields import Modality
+from pm1_core.fields import Modality, Split
 from pm1_core.training.local import train_locally
 from pm1_core.training.pm1 import PM1
-from pm1_core.training.tasks import build_task
+from pm1_core.training.tasks import TASKS, build_task
 from pm1_core.update import Tensors
 from server.study import Study
 from simulations.pooled import PooledStore
@@ -62,6 +63,48 @@ def _rows(method: str, site: str | None, scores: list[TargetScores]) -> list[dic
     table = cross_modal_table(chosen, versus=INPUTS)
     extra = {"method": method} | ({"site": site} if site else {})
     return [{**row, **extra} for row in table.to_json()["rows"]]
+
+
+def compare_phases(config: dict[str, Any], stages: Stages) -> list[dict[str, Any]]:
+    """Every trained phase of a finished run beside pooled and alone; also written to RUN/comparison.json.
+
+    A row: {"phase", "trained" ("federated", "pooled" or a site), "people" (in training), "validation", "test"
+    (losses on the people of all sites)}. Frozen parts are the federation's in all of them.
+    """
+    from simulations.run import finished
+
+    run, study, workspace = finished(config, stages)
+    checkpoints = CheckpointFolder(run / "checkpoints")
+    state = checkpoints.state(checkpoints.latest())
+    members = workspace.open()
+    everybody = PooledStore(list(members.values()))
+    rows: list[dict[str, Any]] = []
+    phases = [phase for phase in study.phases if TASKS[phase.task].aggregation == "mean"]
+    for phase in phases:
+        orders = [study.order(phase, number) for number in range(1, phase.rounds + 1)]
+        task = build_task(orders[0], everybody.study)
+        stores = {"pooled": everybody} | {site: store for site, store in members.items() if task.examples(store)}
+        with stages.stage(phase.name) as step:
+            for done, (name, store) in enumerate([("federated", None), *stores.items()]):
+                step(name, done, len(stores) + 1)
+                folder = run / "comparison" / phase.name / name
+                if store is None:
+                    tensors: Tensors = {key: state[key] for key in task.initial(state, study.seed)}
+                else:
+                    tensors = train_locally(task, store, orders, state, folder)
+                losses = {
+                    str(split): task.evaluate(everybody, orders[-1], state, tensors, _made(folder), split)["loss"]
+                    for split in (Split.VALIDATION, Split.TEST)
+                }
+                people = task.examples(store or everybody)
+                rows.append({"phase": phase.name, "trained": name, "people": people, **losses})
+    atomic.write_json(run / "comparison.json", rows)
+    return rows
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 class _Overlay(dict[str, np.ndarray]):

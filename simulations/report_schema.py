@@ -15,6 +15,7 @@ InputsName = Literal["P", "P+I", "P+G", "P+I+G"]  # of a table-1 row: pm1_core.e
 class MetricsLine(TypedDict):
     """One line of metrics.jsonl. `site` is null for the aggregate, whose `seconds` are the whole round's."""
 
+    sequence: NotRequired[int]  # of the checkpoint that the line belongs to
     phase: str  # "genotype.22"
     round: int  # from 1; 0 before the first round
     site: str | None

@@ -62,6 +62,16 @@ def run(config: dict[str, Any], stages: Stages) -> Path:
     return write_report(folder)
 
 
+def finished(config: dict[str, Any], stages: Stages) -> tuple[Path, Study, Workspace]:
+    """Folder, study and data of a run that has ended. Raises ConfigError if it has not."""
+    folder = run_folder(config)
+    if not (folder / "assessed.json").exists():
+        raise ConfigError(refusal(f"run {folder}", "it is not finished", "finish it with pm1-sim run first"))
+    config = _settled({**config, "resume": folder.name}, folder)
+    workspace = simulated(config, stages)
+    return folder, build_study(with_base(config, workspace)), workspace
+
+
 def run_folder(config: Mapping[str, Any]) -> Path:
     """runs/NAME; the name defaults to study and size."""
     name = config["resume"] or config["name"] or f"{config['study']['name']}-{config['model']['size']}"

@@ -1,0 +1,94 @@
+"""pm1-site: the command line of a site's IT."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+
+from configs import compose
+from pm1_core.command import guarded
+from pm1_core.data.manifest import load_manifest
+from pm1_core.data.preparation import check, prepare
+from pm1_core.data.preparation_report import PreparationReport
+
+_EPILOG = """\
+Examples
+  pm1-site check /data/site.yaml
+  pm1-site prepare /data/site.yaml store=/data/store
+The store is what the site's Flower client reads:
+  flower-supernode ... --node-config 'store="/data/store" folder="/state"'"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's grammar."""
+    root = argparse.ArgumentParser(
+        prog="pm1-site",
+        description="A hospital's data, next to which PM1 is trained.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text in (
+        ("check", "read everything the manifest names, say what is wrong with file and row, write nothing"),
+        ("prepare", "turn the files into a store that is read by memory map, with a report of every finding"),
+        ("config", "print the composed configuration"),
+    ):
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.add_argument(
+            "arguments",
+            nargs="*",
+            metavar="MANIFEST or KEY=VALUE",
+            help="the site's manifest, and what to change in the configuration",
+        )
+        sub.add_argument("--json", action="store_true", help="print the outcome as JSON on standard output")
+    return root
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    options = parser().parse_args(arguments)
+    return guarded("pm1-site", lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> None:
+    given = [item if "=" in item else f"manifest={Path(item).resolve()}" for item in options.arguments]
+    config = compose.load("client", given)
+    if options.command == "config":
+        print(json.dumps(config, indent=1) if options.json else compose.to_yaml(config), end="")
+        return
+    path = Path(config["manifest"])
+    manifest = load_manifest(path)
+    store = Path(config["store"] or path.parent / "store")
+    with Progress(console=Console(stderr=True), transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def progress(stage: str, done: int, whole: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage)
+            bars.update(tasks[stage], completed=done, total=whole or None)
+
+        report = check(manifest, progress) if options.command == "check" else prepare(manifest, store, progress)
+    if options.json:
+        print(json.dumps({"store": str(store) if options.command == "prepare" else None, **report.to_json()}))
+        return
+    print(report.to_markdown())
+    print(_closing(options.command, store, report))
+
+
+def _closing(command: str, store: Path, report: PreparationReport) -> str:
+    if command == "check":
+        return "Nothing was written. `pm1-site prepare` writes the store."
+    if report.skipped:
+        return f"Store: {store} (was there already, inputs unchanged)"
+    return f"Store: {store}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
