@@ -31,16 +31,14 @@ def load(name: str, overrides: Sequence[str]) -> dict[str, Any]:
     """
     schema.register()
     for override in overrides:
-        if not re.match(r"^[~+]*[\w./@]+(=|$)", override):
+        if not re.match(r"^([~+]*[\w./@]+=|~[\w./@]+$)", override):
             raise ConfigError(refusal(f"argument {override!r}", "is no override", "write key=value"))
     with initialize_config_module("configs", version_base="1.3"):
         try:
             config = compose(name, overrides=list(overrides))
             content = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         except (HydraException, OmegaConfBaseException) as error:
-            raise _sentence(
-                error, overrides, schema.ROOTS[name]
-            ) from None
+            raise _sentence(error, overrides, schema.ROOTS[name], _phases(overrides, name)) from None
     checked = typing.cast(dict[str, Any], content)
     for part, core in schema.PARTS.items() if "model" in checked else ():
         schema.frozen(core, checked["model"][part])
@@ -61,7 +59,7 @@ def choices(group: str) -> list[str]:
     return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
 
 
-def _sentence(error: Exception, overrides: Sequence[str], root: type) -> ConfigError:
+def _sentence(error: Exception, overrides: Sequence[str], root: type, phases: Sequence[str]) -> ConfigError:
     text = str(error.__cause__ or error)
     for override in overrides:
         key, _, value = override.partition("=")
@@ -72,7 +70,7 @@ def _sentence(error: Exception, overrides: Sequence[str], root: type) -> ConfigE
             return ConfigError(
                 refusal(f"key {name!r}", f"found {value!r}", f"{hint}: {', '.join(choices(name))}")
             )
-        unknown = None if name in GROUPS else _unknown(name, root)
+        unknown = None if name in GROUPS else _unknown(name, root, phases)
         if unknown:
             return ConfigError(unknown)
     full = re.search(r"full_key: (\S+)", text)
@@ -83,24 +81,34 @@ def _sentence(error: Exception, overrides: Sequence[str], root: type) -> ConfigE
     return ConfigError(refusal(where, first, f"give {kind}" if kind else "see --help for the keys"))
 
 
-def _unknown(key: str, root: type) -> str | None:
+def _unknown(key: str, root: type, phases: Sequence[str]) -> str | None:
     """A refusal if `key` leads nowhere in the schema, naming what its last known level accepts."""
     node: Any = root
     walked: list[str] = []
     for piece in key.split("."):
-        if not dataclasses.is_dataclass(node):
+        if typing.get_origin(node) is dict:
+            names, below = list(phases), typing.get_args(node)[1]
+        elif dataclasses.is_dataclass(node):
+            names, below = [item.name for item in dataclasses.fields(node)], None
+        else:
             return None
-        names = [item.name for item in dataclasses.fields(node)]
         if piece not in names:
             near = get_close_matches(piece, names, n=1)
             hint = f"did you mean {near[0]!r}? accepted" if near else "accepted"
             where = f"key {'.'.join([*walked, piece])!r}"
             return refusal(where, "there is no such key", f"{hint}: {', '.join(names)}")
         walked.append(piece)
-        node = typing.get_type_hints(node)[piece]
-        if typing.get_origin(node) is dict:
-            return None  # a phase, by its name: the composed study knows which there are
+        node = below or typing.get_type_hints(node)[piece]
     return None
+
+
+def _phases(overrides: Sequence[str], name: str) -> list[str]:
+    """Phases of the chosen study, without the override that went wrong."""
+    chosen = [override for override in overrides if override.startswith("study=")]
+    try:
+        return list(compose(name, overrides=chosen)["study"]["phases"])
+    except (HydraException, OmegaConfBaseException, KeyError):
+        return []
 
 
 def _type_of(key: str, root: type) -> str:

@@ -133,10 +133,10 @@ class SiteNode:
 
 @dataclass
 class PretrainNode:
-    """Central masked pre-training of a small fundus base on the scenario's public photographs.
+    """Central masked pre-training of a small fundus base on public photographs (needs public_photographs > 0).
 
     The analogue of RETFound's own pre-training, for studies that are given no base (model.fundus.base).
-    epochs 0 leaves a random start.
+    epochs 0, the default, leaves a random start: minutes of pre-training did not beat it at size small.
     """
 
     epochs: int = 0
@@ -164,7 +164,9 @@ class Simulation(Study):
     name: of the run, runs/NAME; resume: name of a run to continue
     sites: UK sites of the scenario (the eye-screening site comes on top); people: at all sites together
     test_people: held-out people of the same population, in no site's training
+    public_photographs: unlabelled photographs of people at no site, for `pretrain`
     engine: in_process, or ray (Flower's own simulation)
+    workers: sites that train at a time in this process; the numbers do not depend on it
     compare: also train the fusion phase on pooled data and at each site alone, for the report
     real_data: folder of the real data sets for study=real; default: the environment's PM1_REAL_DATA
     """
@@ -174,8 +176,9 @@ class Simulation(Study):
     sites: int = 6
     people: int = 2000
     test_people: int = 1400
-    public_photographs: int = 1200
+    public_photographs: int = 0
     engine: str = "in_process"
+    workers: int = 2
     compare: bool = True
     baselines: bool = True
     runs: str = "runs"

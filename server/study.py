@@ -64,8 +64,8 @@ class Study:
 
     @property
     def hash(self) -> str:
-        """SHA-256 of the resolved study."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()
+        """SHA-256 of the resolved study. Where a file lies is no part of it, its content hash is."""
+        return hashlib.sha256(json.dumps(_without_paths(asdict(self)), sort_keys=True).encode()).hexdigest()
 
     def order(self, phase: Phase, round_number: int) -> Order:
         """The order for one round of `phase`."""
@@ -81,6 +81,13 @@ class Study:
         content = json.loads(text)
         phases = tuple(Phase(**phase) for phase in content.pop("phases"))
         return Study(**content, phases=phases)
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        pinned = "base_sha256" in value
+        return {key: _without_paths(item) for key, item in value.items() if not (pinned and key == "base")}
+    return [_without_paths(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def expand(phases: Mapping[str, Mapping[str, Any]]) -> tuple[Phase, ...]:

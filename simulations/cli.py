@@ -10,9 +10,12 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from configs import compose
 from pm1_core.command import guarded
+from pm1_core.errors import ConfigError
+from pm1_core.validate import refusal
 
 _OVERRIDES = """\
 Overrides are Hydra's: key=value, group=choice. For example
@@ -72,6 +75,7 @@ def _run(options: argparse.Namespace) -> None:
         print(write_report(options.run))
         return
     config = compose.load("simulation", options.overrides)
+    _require_bare_resume(config, options.overrides)
     if options.command == "config":
         print(compose.to_yaml(config), end="")
         return
@@ -104,6 +108,15 @@ def _run(options: argparse.Namespace) -> None:
         for sentence in findings(finished.results, finished.participants):
             print("- " + re.sub(r"<[^>]+>", "", sentence))
         print(f"\nReport: {report}")
+
+
+def _require_bare_resume(config: dict[str, Any], overrides: Sequence[str]) -> None:
+    """A run goes on as it began: anything else beside resume= would be silently ignored."""
+    other = [item for item in overrides if item.partition("=")[0] not in ("resume", "runs")]
+    if config["resume"] and other:
+        raise ConfigError(
+            refusal(f"argument {other[0]!r}", "stands beside resume=", "leave it out, or start another run with name=")
+        )
 
 
 def _table(rows: list[dict[str, object]]) -> str:

@@ -233,6 +233,9 @@ def _write_places(
         (folder / PUBLIC).mkdir()
         seated = _sittings(scenario, people, truth, public, folder / PUBLIC / "photos")
         _write_index(folder / PUBLIC / "index.csv", people, seated)
+        public_manifest = {"site": PUBLIC, "study": "../study.yaml", "role": "evaluation"}
+        fundus = {"index": "index.csv", "folder": "photos"}
+        write_yaml(folder / PUBLIC / "site.yaml", {**public_manifest, "fundus": fundus})
         sittings += seated
     return sittings
 

@@ -7,6 +7,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from flwr.app import DEFAULT_TTL, Context, Message, Metadata, RecordDict
@@ -24,14 +25,15 @@ _RUN, _COORDINATOR = 1, 1
 
 
 class InProcessGrid(Grid):
-    """Calls a ClientApp for each message, in this process and in the order of pushing.
+    """Calls a ClientApp for each message, in this process, `workers` sites at a time.
 
     No start-up cost and no copies but those of the records. Node identifiers count from 2, in the order of
     `sites` (the coordinator is 1); each node keeps its Flower context between messages, as a SuperNode would.
     """
 
-    def __init__(self, app: ClientApp, sites: Sequence[SitePaths]) -> None:
+    def __init__(self, app: ClientApp, sites: Sequence[SitePaths], workers: int = 1) -> None:
         self._app = app
+        self._workers = ThreadPoolExecutor(workers) if workers > 1 else None
         self._contexts = {
             node: Context(
                 run_id=_RUN,
@@ -82,13 +84,15 @@ class InProcessGrid(Grid):
         return list(self._contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        """Have every message answered now."""
-        identifiers = []
-        for message in messages:
-            reply = self._app(message, self._contexts[message.metadata.dst_node_id])
-            self._replies[message.metadata.message_id] = reply
-            identifiers.append(message.metadata.message_id)
+        """Have every message answered now. Sites share nothing, so their order does not matter."""
+        pushed = list(messages)
+        answers = self._workers.map(self._answer, pushed) if self._workers else map(self._answer, pushed)
+        identifiers = [message.metadata.message_id for message in pushed]
+        self._replies.update(zip(identifiers, answers, strict=True))
         return identifiers
+
+    def _answer(self, message: Message) -> Message:
+        return self._app(message, self._contexts[message.metadata.dst_node_id])
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """The answers, each once."""
@@ -99,9 +103,11 @@ class InProcessGrid(Grid):
         return self.pull_messages(self.push_messages(messages))
 
 
-def run_in_process(coordinate: Callable[[Grid], Coordinator], sites: Sequence[SitePaths]) -> None:
+def run_in_process(
+    coordinate: Callable[[Grid], Coordinator], sites: Sequence[SitePaths], workers: int = 1
+) -> None:
     """Run the ServerApp over an InProcessGrid of the ClientApp."""
-    grid = InProcessGrid(client.app.app, sites)
+    grid = InProcessGrid(client.app.app, sites, workers)
     context = Context(run_id=_RUN, node_id=_COORDINATOR, node_config={}, state=RecordDict(), run_config={})
     server.app.make_app(lambda connected, _: coordinate(connected))(grid, context)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +43,13 @@ def run(config: dict[str, Any], stages: Stages) -> Path:
     require_choice("key 'engine'", config["engine"], ENGINES, ConfigError)
     if config["site"]["threads"]:
         torch.set_num_threads(config["site"]["threads"])
+    build_study(config)  # what is wrong with it is said before anything is written
     workspace = simulated(config, stages)
+    _remember(config, folder)
     config = with_base(config, workspace)
     atomic.write_text(folder / "config.yaml", compose.to_yaml(config))
     study = build_study(config)
-    federate(study, workspace, folder, config["engine"], stages)
+    federate(study, workspace, folder, config["engine"], stages, config["workers"])
     # A finished run is not assessed twice: the figures follow from the checkpoint and the configuration.
     latest = CheckpointFolder(folder / "checkpoints").latest()
     key = {
@@ -88,7 +90,9 @@ def with_base(config: dict[str, Any], workspace: Workspace) -> dict[str, Any]:
     return {**config, "model": {**config["model"], "fundus": fundus}}
 
 
-def federate(study: Study, workspace: Workspace, folder: Path, engine: str, stages: Stages) -> None:
+def federate(
+    study: Study, workspace: Workspace, folder: Path, engine: str, stages: Stages, workers: int = 1
+) -> None:
     """Run what is left of `study` over the workspace's members."""
     summary = load_definition(workspace.definition).summary
     sites = [
@@ -100,22 +104,23 @@ def federate(study: Study, workspace: Workspace, folder: Path, engine: str, stag
         def coordinate(grid: Grid) -> Coordinator:
             return Coordinator(study, summary, folder, grid, step)
 
-        engines: dict[str, Callable[..., None]] = {"in_process": run_in_process, "ray": run_on_ray}
-        engines[engine](coordinate, sites)
+        if engine == "ray":
+            run_on_ray(coordinate, sites)
+        else:
+            run_in_process(coordinate, sites, workers)
     CheckpointFolder(folder / "checkpoints").verify()
 
 
 def _settled(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The configuration to go on with: the run's own when it is resumed, else the given one."""
-    marker = folder / "request.json"
+    request = _request(folder)
     if config["resume"]:
-        if not marker.exists():
+        if request is None:
             raise ConfigError(
                 refusal("key 'resume'", f"found no run at {folder}", f"choose from {_names(folder.parent)}")
             )
-        return {**json.loads(marker.read_text()), "resume": config["resume"]}
-    request = {key: value for key, value in config.items() if key not in ("resume",)}
-    if marker.exists() and json.loads(marker.read_text()) != request:
+        return {**request, "resume": config["resume"], "runs": config["runs"]}
+    if request is not None and request != _without_paths(config):
         raise ConfigError(
             refusal(
                 f"run {folder}",
@@ -123,9 +128,23 @@ def _settled(config: dict[str, Any], folder: Path) -> dict[str, Any]:
                 "choose another one with name=..., or remove the folder",
             )
         )
-    # Not sorted: phases run in the order in which they are written.
-    atomic.write_text(marker, json.dumps(request, indent=1) + "\n")
     return config
+
+
+def _request(folder: Path) -> dict[str, Any] | None:
+    """What the run in `folder` was asked for, if there is one."""
+    marker = folder / "request.json"
+    content: dict[str, Any] | None = json.loads(marker.read_text()) if marker.exists() else None
+    return content
+
+
+def _remember(config: Mapping[str, Any], folder: Path) -> None:
+    # Not sorted: phases run in the order in which they are written.
+    atomic.write_text(folder / "request.json", json.dumps(_without_paths(config), indent=1) + "\n")
+
+
+def _without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in ("resume", "runs")}
 
 
 def _names(runs: Path) -> str:

@@ -21,9 +21,11 @@ import numpy as np
 from pm1_core.data.manifest import load_manifest
 from pm1_core.data.preparation import prepare
 from pm1_core.data.store import Store
+from pm1_core.errors import ConfigError
 from pm1_core.fields import EYES, Modality
 from pm1_core.model.fundus_base import pretrain_base
 from pm1_core.model.fundus_encoder import FundusEncoderConfig
+from pm1_core.validate import refusal
 from simulations.cohort import write_cohort
 from simulations.progress import Stages, Step
 from simulations.scenarios import Scenario
@@ -94,8 +96,12 @@ def _base(config: Mapping[str, Any], public: Path | None, folder: Path, stages: 
     given, wanted = config["model"]["fundus"]["base"], config["pretrain"]
     if given:
         return Path(given)
-    if public is None or not wanted["epochs"]:
+    if not wanted["epochs"]:
         return None
+    if public is None:
+        raise ConfigError(
+            refusal("key 'pretrain.epochs'", "there are no public photographs", "set public_photographs as well")
+        )
     model = FundusEncoderConfig(**config["model"]["fundus"])
     store = Store.open(public)
     key = _digest({"model": config["model"]["fundus"], "pretrain": wanted, "public": store.fingerprint})
