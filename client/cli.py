@@ -74,7 +74,9 @@ def _run(options: argparse.Namespace) -> None:
                 tasks[stage] = bars.add_task(stage)
             bars.update(tasks[stage], completed=done, total=whole or None)
 
-        report = check(manifest, progress) if options.command == "check" else prepare(manifest, store, progress)
+        report = (
+            check(manifest, progress) if options.command == "check" else prepare(manifest, store, progress)
+        )
     if options.json:
         print(json.dumps({"store": str(store) if options.command == "prepare" else None, **report.to_json()}))
         return

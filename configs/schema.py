@@ -34,10 +34,8 @@ def editable(core: type) -> type:
             kind = editable(kind)
             fields.append((item.name, kind, field(default_factory=kind)))
         elif typing.get_origin(kind) is tuple:
-            default = list(item.default)  # type: ignore[arg-type]
-            fields.append(
-                (item.name, list[float], field(default_factory=lambda default=default: list(default)))
-            )
+            default = [*typing.cast(tuple[float, ...], item.default)]
+            fields.append((item.name, list[float], field(default_factory=default.copy)))
         else:
             fields.append((item.name, kind, field(default=item.default)))
     return dataclasses.make_dataclass(core.__name__, fields)

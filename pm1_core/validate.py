@@ -61,7 +61,9 @@ def require_range(
     error: type[InputError] = InputError,
 ) -> float:
     """Return `value` if low <= value <= high, else raise `error` naming the bound."""
-    number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and not np.isnan(value)
+    number = (
+        isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and not np.isnan(value)
+    )
     if number and not (low is not None and value < low) and not (high is not None and value > high):
         return value
     bounds = f"from {low} to {high}" if low is not None and high is not None else ""

@@ -80,7 +80,9 @@ def _checkpoints(options: argparse.Namespace) -> None:
     folder = CheckpointFolder(options.run / "checkpoints")
     latest = folder.latest()
     if latest is None:
-        raise CheckpointError(refusal(folder.folder, "found no checkpoint", "name the folder of a run, runs/NAME"))
+        raise CheckpointError(
+            refusal(folder.folder, "found no checkpoint", "name the folder of a run, runs/NAME")
+        )
     if options.action == "show":
         chosen = folder.load(options.sequence) if options.sequence else latest
         print(json.dumps({**asdict(chosen), "hash": chosen.hash}, indent=1))

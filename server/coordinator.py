@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,11 +11,11 @@ from flwr.serverapp import Grid
 
 import strategies
 from pm1_core.checkpoint import Checkpoint, CheckpointFolder, State
-from pm1_core.data.definition import StudySummary
+from pm1_core.data.summary import StudySummary
 from pm1_core.errors import CheckpointError
 from pm1_core.fields import Split
 from pm1_core.training.tasks import Task, build_task
-from pm1_core.update import Tensors
+from pm1_core.update import Tensors, Update
 from pm1_core.validate import refusal
 from server import rounds
 from server.journal import Journal
@@ -224,7 +224,7 @@ class Coordinator:
         journal.write(sequence, phase.name, phase.rounds, None, pooled(updates), 0.0, seconds)
 
 
-def pooled(updates: records.Mapping[str, records.Update]) -> dict[str, float]:
+def pooled(updates: Mapping[str, Update]) -> dict[str, float]:
     """Figures averaged over sites with the number of people behind each figure ("SPLIT.examples")."""
     sums: dict[str, float] = {}
     people: dict[str, float] = {}

@@ -68,7 +68,7 @@ class Journal:
             shown = (
                 round_number - 1 if split == Split.VALIDATION and Split.TEST not in by_split else round_number
             )
-            line = {
+            line: dict[str, Any] = {
                 "sequence": sequence,
                 "phase": phase,
                 "round": shown,

@@ -165,18 +165,16 @@ def _pictures(run: Path, model: PM1, store: PooledStore, people: np.ndarray, see
     owner, kind = np.nonzero(present)
     ancestry = store.labels(shown)["ancestry"].fillna("").to_numpy(str)
     embedding = pooled_embedding(model, standard, present)
-    np.savez_compressed(
-        run / "embeddings.npz",
-        **{
-            "tokens.pca": principal_components(points, 2).transform(points).astype(np.float32),
-            "tokens.tsne": tsne(points, seed),
-            "tokens.kind": np.array(TOKENS)[kind],
-            "tokens.ancestry": ancestry[owner],
-            "people.pca": principal_components(embedding, 2).transform(embedding).astype(np.float32),
-            "people.tsne": tsne(embedding, seed),
-            "people.ancestry": ancestry,
-        },
-    )
+    arrays: dict[str, Any] = {
+        "tokens.pca": principal_components(points, 2).transform(points).astype(np.float32),
+        "tokens.tsne": tsne(points, seed),
+        "tokens.kind": np.array(TOKENS)[kind],
+        "tokens.ancestry": ancestry[owner],
+        "people.pca": principal_components(embedding, 2).transform(embedding).astype(np.float32),
+        "people.tsne": tsne(embedding, seed),
+        "people.ancestry": ancestry,
+    }
+    np.savez_compressed(run / "embeddings.npz", **arrays)
 
 
 def _pigmentation(
@@ -233,6 +231,7 @@ def _photographs(run: Path, workspace: Workspace) -> dict[str, Any]:
             folder.mkdir(exist_ok=True)
             name = f"{site}_{row['subject']}_{row['eye']}.jpg"
             picture = cv2.imread(str(path / "fundus" / "png" / f"{row['subject']}_{row['eye']}.png"))
+            assert picture is not None, "the store's own file"
             cv2.imwrite(str(folder / name), cv2.resize(picture, (224, 224), interpolation=cv2.INTER_AREA))
             shown.append({"crop": name, "site": site, "eye": row["eye"]})
     if shown:
@@ -247,8 +246,8 @@ def _participants(run: Path, workspace: Workspace) -> dict[str, Any]:
         {"evaluation": workspace.evaluation} if workspace.evaluation else {}
     )
     for site, path in everybody.items():
-        store = Store.open(cast(Path, path))
-        report = json.loads((cast(Path, path) / "preparation.json").read_text())
+        store = Store.open(path)
+        report = json.loads((path / "preparation.json").read_text())
         ancestry = store.labels(store.people(None)).get("ancestry", pd.Series(dtype=str)).dropna()
         entries.append(
             {

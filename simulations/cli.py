@@ -101,8 +101,8 @@ def _run(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps({"run": str(report.parent), "report": str(report), "results": results}))
     else:
-        from simulations.report import read_run
         from simulations.report_findings import findings
+        from simulations.report_run import read_run
 
         finished = read_run(report.parent)
         for sentence in findings(finished.results, finished.participants):
@@ -115,7 +115,7 @@ def _require_bare_resume(config: dict[str, Any], overrides: Sequence[str]) -> No
     other = [item for item in overrides if item.partition("=")[0] not in ("resume", "runs")]
     if config["resume"] and other:
         raise ConfigError(
-            refusal(f"argument {other[0]!r}", "stands beside resume=", "leave it out, or start another run with name=")
+            refusal(f"argument {other[0]!r}", "stands beside resume=", "leave it out, or name another run")
         )
 
 

@@ -83,7 +83,9 @@ def compare_phases(config: dict[str, Any], stages: Stages) -> list[dict[str, Any
     for phase in phases:
         orders = [study.order(phase, number) for number in range(1, phase.rounds + 1)]
         task = build_task(orders[0], everybody.study)
-        stores = {"pooled": everybody} | {site: store for site, store in members.items() if task.examples(store)}
+        stores = {"pooled": everybody} | {
+            site: store for site, store in members.items() if task.examples(store)
+        }
         with stages.stage(phase.name) as step:
             for done, (name, store) in enumerate([("federated", None), *stores.items()]):
                 step(name, done, len(stores) + 1)
@@ -93,7 +95,9 @@ def compare_phases(config: dict[str, Any], stages: Stages) -> list[dict[str, Any
                 else:
                     tensors = train_locally(task, store, orders, state, folder)
                 losses = {
-                    str(split): task.evaluate(everybody, orders[-1], state, tensors, _made(folder), split)["loss"]
+                    str(split): task.evaluate(everybody, orders[-1], state, tensors, _made(folder), split)[
+                        "loss"
+                    ]
                     for split in (Split.VALIDATION, Split.TEST)
                 }
                 people = task.examples(store or everybody)

@@ -49,7 +49,7 @@ def reconstruction(
                 study.order(replace(phase, parameters=parameters), number)
                 for number in range(1, phase.rounds + 1)
             ]
-            tensors = train_locally(baseline, train, orders, state, folder / architecture)  # type: ignore[arg-type]
+            tensors = train_locally(baseline, train, orders, state, folder / architecture)
             accuracies[name] = _accuracy(baseline, test, people, tensors)
         accuracies["majority"] = _majority(test.dosages(task.chromosome, people), state, phase)
         rows.append({"chromosome": task.chromosome, "snps": task.snps, "weighted_accuracy": accuracies})

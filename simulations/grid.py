@@ -77,7 +77,9 @@ class InProcessGrid(Grid):
             ttl=ttl or DEFAULT_TTL,
             message_type=message_type,
         )
-        return Message(content, metadata=metadata)
+        # Flower's own grids build messages so; the overloads for applications leave it out.
+        build: Callable[..., Message] = Message
+        return build(content, metadata=metadata)
 
     def get_node_ids(self) -> list[int]:
         """All nodes, connected at any time."""
@@ -92,7 +94,8 @@ class InProcessGrid(Grid):
         return identifiers
 
     def _answer(self, message: Message) -> Message:
-        return self._app(message, self._contexts[message.metadata.dst_node_id])
+        reply: Message = self._app(message, self._contexts[message.metadata.dst_node_id])
+        return reply
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """The answers, each once."""

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
 
-from pm1_core.data.definition import StudySummary
 from pm1_core.data.store import Store
+from pm1_core.data.summary import StudySummary
 from pm1_core.fields import Modality, Split
 
 
-class PooledStore:
-    """The reading side of `Store` over several stores, one after the other.
+class PooledStore(Store):
+    """The reading side of several stores, one after the other; nothing is copied on disk.
 
     A person who is known to two stores counts twice here, as in the federation.
     """
@@ -23,15 +24,20 @@ class PooledStore:
         self.stores = list(stores)
         self.site = site
         self.role = "member"
+        joined = "/".join(store.fingerprint for store in self.stores)
+        self.fingerprint = hashlib.sha256(joined.encode()).hexdigest()
         self.study: StudySummary = self.stores[0].study
         self.subjects = pd.concat([store.subjects for store in self.stores], ignore_index=True)
-        self.modalities = frozenset[Modality]().union(*(store.modalities for store in self.stores))
         self._starts = np.cumsum([0, *(len(store.subjects) for store in self.stores)])
 
-    @property
-    def fingerprint(self) -> str:
-        """A digest of the stores' fingerprints."""
-        return hashlib.sha256("/".join(store.fingerprint for store in self.stores).encode()).hexdigest()
+    def __reduce__(self) -> tuple[type[PooledStore], tuple[list[Store], str]]:  # type: ignore[override]
+        """Another process opens the stores again."""
+        return PooledStore, (self.stores, self.site)
+
+    @cached_property
+    def modalities(self) -> frozenset[Modality]:
+        """What at least one person at any store has."""
+        return frozenset[Modality]().union(*(store.modalities for store in self.stores))
 
     def snps(self, chromosome: int) -> int:
         """SNPs of a chromosome."""

@@ -124,7 +124,9 @@ class RealData:
         found = sorted((self.folder / "heart_disease").glob("processed.*.data"))
         if not found:
             raise InputError(
-                refusal(self.folder / "heart_disease", "found no processed.*.data", "add the hospitals' tables")
+                refusal(
+                    self.folder / "heart_disease", "found no processed.*.data", "add the hospitals' tables"
+                )
             )
         return {path.name.split(".")[1]: path.resolve() for path in found}
 
@@ -155,7 +157,9 @@ def _write(data: RealData, folder: Path, split_key: str, photographs: bool) -> N
     genotyped = _fam(data.genotypes)
     known = people[people["sample"].isin(genotyped)]
     left_out = len(genotyped) - len(known)
-    _write_study(folder, data, split_key, sorted(known["super_pop"].unique()), sorted(diagnoses["label"].unique()))
+    _write_study(
+        folder, data, split_key, sorted(known["super_pop"].unique()), sorted(diagnoses["label"].unique())
+    )
     known[["sample", "super_pop"]].to_csv(folder / "superpopulations.csv", index=False, lineterminator="\n")
     for site, chosen in ((EUROPEANS, known["super_pop"] == EUROPE), (OTHERS, known["super_pop"] != EUROPE)):
         _write_genotyped(folder / "sites" / site, site, data, known[chosen])
@@ -164,7 +168,11 @@ def _write(data: RealData, folder: Path, split_key: str, photographs: bool) -> N
     if photographs:
         _write_clinic(folder / "sites" / EYE_CLINIC, data, diagnoses)
     excluded = [
-        {"site": data.genotypes.name, "people": left_out, "reason": f"no super-population in {data.labels.name}"}
+        {
+            "site": data.genotypes.name,
+            "people": left_out,
+            "reason": f"no super-population in {data.labels.name}",
+        }
     ]
     atomic.write_json(folder / "cohort.json", {"excluded": excluded if left_out else []})
 
@@ -173,7 +181,9 @@ def _write_study(
     folder: Path, data: RealData, split_key: str, populations: Sequence[str], diagnoses: Sequence[str]
 ) -> None:
     """study.yaml and variants.tsv. The alternate allele is the .bim's A1, which the .bed counts."""
-    bim = pd.read_csv(data.genotypes.with_name(data.genotypes.name + ".bim"), sep=r"\s+", header=None, dtype=str)
+    bim = pd.read_csv(
+        data.genotypes.with_name(data.genotypes.name + ".bim"), sep=r"\s+", header=None, dtype=str
+    )
     bim.columns = pd.Index(_BIM)
     single = bim["a1"].isin(BASES) & bim["a2"].isin(BASES)
     bim = bim[single & bim["chrom"].isin([str(c) for c in CHROMOSOMES])]
@@ -273,7 +283,9 @@ def _labels(path: str, subject: str, columns: dict[str, str]) -> dict[str, Any]:
 
 def _table(path: Path, columns: Sequence[str], sep: str) -> pd.DataFrame:
     table = pd.read_csv(path, sep=sep, dtype=str, keep_default_na=False)
-    require_keys(f"{path}, row 1", dict.fromkeys(table.columns), tuple(columns), tuple(table.columns), DataError)
+    require_keys(
+        f"{path}, row 1", dict.fromkeys(table.columns), tuple(columns), tuple(table.columns), DataError
+    )
     return table
 
 

@@ -100,7 +100,9 @@ def _base(config: Mapping[str, Any], public: Path | None, folder: Path, stages: 
         return None
     if public is None:
         raise ConfigError(
-            refusal("key 'pretrain.epochs'", "there are no public photographs", "set public_photographs as well")
+            refusal(
+                "key 'pretrain.epochs'", "there are no public photographs", "set public_photographs as well"
+            )
         )
     model = FundusEncoderConfig(**config["model"]["fundus"])
     store = Store.open(public)

@@ -25,7 +25,7 @@ class FedAvg(flower.FedAvg):
             for reply in replies
         }
         tensors = type(self).rule(updates)
-        return records.pack_tensors(tensors), MetricRecord(mean_metrics(updates))
+        return records.pack_tensors(tensors), MetricRecord({**mean_metrics(updates)})
 
 
 class Summation(FedAvg):

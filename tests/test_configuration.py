@@ -16,7 +16,10 @@ from server.configure import build_study
         ("peple=3", r"key 'peple': there is no such key; did you mean 'people'\?"),
         ("sites=abc", r"key 'sites': .*'abc'.*; give a whole number"),
         ("compare=perhaps", r"key 'compare': .*'perhaps'.*; give true or false"),
-        ("model.genotype.latnt=3", r"key 'model.genotype.latnt': there is no such key; did you mean 'latent'"),
+        (
+            "model.genotype.latnt=3",
+            r"key 'model.genotype.latnt': there is no such key; did you mean 'latent'",
+        ),
         ("study.phases.fusion.rounds=x", r"key 'study.phases.fusion.rounds': .*; give a whole number"),
         ("study.phases.fusoin.rounds=3", r"key 'study.phases.fusoin': .* did you mean 'fusion'"),
         ("foo", r"argument 'foo': is no override; write key=value"),
@@ -41,7 +44,7 @@ def test_every_size_makes_a_study_of_27_phases(size: str) -> None:
 
 
 def test_token_widths_must_be_those_of_the_encoders() -> None:
-    with pytest.raises(ConfigError, match="model.fusion.genotype_width.*use model.genotype.latent = 16"):
+    with pytest.raises(ConfigError, match=r"model.fusion.genotype_width.*use model.genotype.latent = 16"):
         build_study(compose.load("simulation", ["model.fusion.genotype_width=8"]))
 
 

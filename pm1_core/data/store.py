@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 
 from pm1_core.data.arrays import read_rows
-from pm1_core.data.definition import StudySummary
 from pm1_core.data.genotype import unpack
 from pm1_core.data.preparation_report import PreparationReport
+from pm1_core.data.summary import StudySummary
 from pm1_core.errors import StoreError
 from pm1_core.fields import EYES, MISSING_DOSAGE, Modality, Split
 from pm1_core.validate import refusal, require_choice

@@ -102,7 +102,7 @@ def train_epochs(
                 group["lr"] = rate
             optimiser.zero_grad(set_to_none=True)
             losses = loss_of(indices, draws, step)
-            losses.total.backward()
+            torch.autograd.backward(losses.total)
             norm = float(
                 torch.nn.utils.clip_grad_norm_(trainable, config.optimiser.clip_norm or float("inf"))
             )

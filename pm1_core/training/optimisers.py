@@ -62,13 +62,15 @@ def build_optimiser(
     QHAdam comes from pytorch-optimizer, whose 4.x agrees with its authors' release (Ma and Yarats 2018).
     """
     rate, decay = config.learning_rate, config.weight_decay
+    # An order's JSON turns tuples into lists.
+    betas, nus = (config.betas[0], config.betas[1]), (config.nus[0], config.nus[1])
     match config.name:
         case "adam":
-            return torch.optim.Adam(parameters, rate, tuple(config.betas), weight_decay=decay)
+            return torch.optim.Adam(parameters, rate, betas, weight_decay=decay)
         case "adamw":
-            return torch.optim.AdamW(parameters, rate, tuple(config.betas), weight_decay=decay)
+            return torch.optim.AdamW(parameters, rate, betas, weight_decay=decay)
         case "qhadam":
-            return QHAdam(parameters, rate, tuple(config.betas), nus=tuple(config.nus), weight_decay=decay)
+            return QHAdam(parameters, rate, betas, nus=nus, weight_decay=decay)
         case _:
             return torch.optim.SGD(parameters, rate, config.momentum, weight_decay=decay)
 

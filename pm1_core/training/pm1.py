@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from pm1_core.data.definition import StudySummary
 from pm1_core.data.store import Store
+from pm1_core.data.summary import StudySummary
 from pm1_core.fields import CHROMOSOMES, EYES, TOKENS, TOKENS_OF, Modality
 from pm1_core.model.fundus_encoder import FundusEncoder
 from pm1_core.model.fusion import FusionConfig, FusionTransformer

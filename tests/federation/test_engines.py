@@ -86,7 +86,7 @@ def test_ray_gives_the_same_numbers_as_the_grid_in_this_process(
 def test_a_run_stopped_after_any_round_resumes_to_the_same_bytes(
     whole: Path, hospitals: dict[str, Path], tmp_path: Path, stop_after: int
 ) -> None:
-    class Stopped(Exception):
+    class StoppedError(Exception):
         pass
 
     def stopping(grid):  # type: ignore[no-untyped-def]
@@ -97,12 +97,12 @@ def test_a_run_stopped_after_any_round_resumes_to_the_same_bytes(
             nonlocal count
             count += 1
             if count == stop_after:
-                raise Stopped
+                raise StoppedError
 
         coordinator.progress = progress
         return coordinator
 
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         run_in_process(stopping, site_paths(hospitals, tmp_path))
     run_in_process(coordinate(tiny_study(), hospitals, tmp_path), site_paths(hospitals, tmp_path))
     resumed = CheckpointFolder(tmp_path / "checkpoints").latest()

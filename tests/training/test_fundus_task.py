@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from pm1_core.data.definition import StudySummary
 from pm1_core.data.store import Store
+from pm1_core.data.summary import StudySummary
 from pm1_core.errors import CheckpointError, ConfigError, StateError
 from pm1_core.fields import EYES, Modality, Split
 from pm1_core.model.fundus_base import save_base

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from pm1_core.data.definition import StudySummary
 from pm1_core.data.store import Store
+from pm1_core.data.summary import StudySummary
 from pm1_core.errors import ConfigError, StateError
 from pm1_core.fields import TOKENS_OF, Modality, Split
 from pm1_core.model.fusion_objectives import FusionObjective

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from pm1_core.data.definition import StudySummary
 from pm1_core.data.store import Store
+from pm1_core.data.summary import StudySummary
 from pm1_core.errors import ConfigError, StateError
 from pm1_core.evaluation.genotype import dosage_confusion, weighted_accuracy
 from pm1_core.fields import Modality, Split

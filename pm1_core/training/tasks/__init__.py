@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pm1_core.data.definition import StudySummary
+from pm1_core.data.summary import StudySummary
 from pm1_core.errors import ConfigError
 from pm1_core.training.order import Order
 from pm1_core.training.tasks.base import Task

@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from pm1_core.data.definition import StudySummary
 from pm1_core.data.store import Store
+from pm1_core.data.summary import StudySummary
 from pm1_core.fields import Modality, Split
 from pm1_core.training.order import Order
 from pm1_core.training.parts import State

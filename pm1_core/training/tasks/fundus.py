@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from pm1_core import atomic
-from pm1_core.data.definition import StudySummary
 from pm1_core.data.store import Store
+from pm1_core.data.summary import StudySummary
 from pm1_core.errors import ConfigError
 from pm1_core.fields import EYES, Modality, Split
 from pm1_core.model.fundus_base import build_fundus_encoder, resize_photographs

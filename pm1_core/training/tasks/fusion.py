@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from pm1_core.data.definition import StudySummary
 from pm1_core.data.store import Store
+from pm1_core.data.summary import StudySummary
 from pm1_core.errors import ConfigError
 from pm1_core.fields import TOKENS_OF, Modality, Split
 from pm1_core.model.fusion import FusionConfig, FusionTransformer, Tokens

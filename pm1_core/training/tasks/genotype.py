@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from pm1_core.data.definition import StudySummary
 from pm1_core.data.store import Store
+from pm1_core.data.summary import StudySummary
 from pm1_core.errors import ConfigError
 from pm1_core.evaluation.genotype import dosage_confusion, plain_accuracy, weighted_accuracy
 from pm1_core.fields import Modality, Split
