@@ -60,6 +60,14 @@ def test_the_same_seed_gives_the_same_checkpoint_bytes(
     assert first.latest().hash == second.latest().hash
 
 
+def test_sites_that_train_two_at_a_time_give_the_same_bytes(
+    whole: Path, hospitals: dict[str, Path], tmp_path: Path
+) -> None:
+    run_in_process(coordinate(tiny_study(), hospitals, tmp_path), site_paths(hospitals, tmp_path), workers=2)
+    first, second = CheckpointFolder(whole / "checkpoints"), CheckpointFolder(tmp_path / "checkpoints")
+    assert first.latest().hash == second.latest().hash
+
+
 def test_another_seed_gives_another_model(whole: Path, hospitals: dict[str, Path], tmp_path: Path) -> None:
     study = tiny_study(seed=43)
     run_in_process(coordinate(study, hospitals, tmp_path), site_paths(hospitals, tmp_path))
