@@ -1,7 +1,7 @@
 """How every command ends: one sentence and an exit code instead of a traceback.
 
-0 done    2 something a person wrote or chose is wrong    3 something we wrote is damaged
-4 the federation cannot go on    130 interrupted
+0 done    1 done, but a figure misses its bound    2 something a person wrote or chose is wrong
+3 something we wrote is damaged    4 the federation cannot go on    130 interrupted
 """
 
 from __future__ import annotations

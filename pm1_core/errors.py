@@ -1,6 +1,7 @@
 """Every error that this project raises on purpose.
 
     PM1Error                   something a person can act on; `exit_code` is what a command returns
+    +-- BoundError       (1)   a study ended, with figures below the bounds that it has to keep
     +-- InputError       (2)   a file, a configuration key or an argument is wrong
     |   +-- ConfigError        a configuration key or override
     |   +-- ManifestError      a site manifest, a study definition or a column dictionary
@@ -21,6 +22,10 @@ class PM1Error(Exception):
     """Root of the tree. Never raised itself."""
 
     exit_code = 1
+
+
+class BoundError(PM1Error):
+    """A study came to its end, but its figures miss a bound that it has to keep."""
 
 
 class InputError(PM1Error):

@@ -34,6 +34,8 @@ from simulations.genotype_reconstruction import reconstruction
 from simulations.pooled import PooledStore
 from simulations.prediction import complete_people, disease_scores, genotype_accuracies, pooled_embedding
 from simulations.progress import Stages
+from simulations.real import real_figures
+from simulations.real_cohort import REAL, SUPERPOPULATION
 from simulations.report import write_participants, write_results
 from simulations.report_schema import Participants, Results
 from simulations.workspace import Workspace
@@ -56,10 +58,36 @@ def assess(
     encoders = {part: config["model"][part] for part in ("genotype", "phenotype", "fundus")}
     model = PM1(state, pooled.study, encoders, config["model"]["fusion"])
     results: dict[str, Any] = {}
+    real = config["study"]["scenario"] == REAL
+    baselines = config["baselines"] and not real
     with stages.stage("genotype reconstruction") as step:
         results["genotype"] = reconstruction(
-            study, state, pooled, everybody, run / "baselines", step, config["baselines"]
+            study, state, pooled, everybody, run / "baselines", step, baselines
         )
+    if real:
+        results |= real_figures(run, config, study, state, model, workspace, stages)
+    else:
+        results |= _simulated_figures(run, config, study, state, model, members, everybody, workspace, stages)
+        results["photographs"] = _photographs(run, workspace)
+    results["notes"] = _notes(config, workspace)
+    results["run"] = _header(run, config, study, began)
+    write_participants(run, cast(Participants, _participants(run, workspace)))
+    write_results(run, cast(Results, results))
+
+
+def _simulated_figures(
+    run: Path,
+    config: Mapping[str, Any],
+    study: Study,
+    state: State,
+    model: PM1,
+    members: Mapping[str, Store],
+    everybody: PooledStore,
+    workspace: Workspace,
+    stages: Stages,
+) -> dict[str, Any]:
+    """What takes people with all three modalities, and planted truths."""
+    results: dict[str, Any] = {}
     people = complete_people(everybody, Split.TEST)
     with stages.stage("diseases and cross-modal inference") as step:
         step("diseases", 0, 2)
@@ -81,11 +109,7 @@ def assess(
         results["ancestry"] = _ancestry(model, everybody, step)
         _pictures(run, model, everybody, people, config["seed"])
         results |= _pigmentation(run, model, everybody, people, workspace)
-    results["photographs"] = _photographs(run, workspace)
-    results["notes"] = _notes(config, workspace)
-    results["run"] = _header(run, config, study, began)
-    write_participants(run, cast(Participants, _participants(run, workspace)))
-    write_results(run, cast(Results, results))
+    return results
 
 
 def _header(run: Path, config: Mapping[str, Any], study: Study, began: float) -> dict[str, Any]:
@@ -93,7 +117,7 @@ def _header(run: Path, config: Mapping[str, Any], study: Study, began: float) ->
     return {
         "name": run.name,
         "study": study.name,
-        "data": "real" if config["study"]["scenario"] == "real" else "simulated",
+        "data": "real" if config["study"]["scenario"] == REAL else "simulated",
         "size": config["model"]["size"],
         "engine": names[config["engine"]],
         "strategy": study.strategy,
@@ -248,7 +272,9 @@ def _participants(run: Path, workspace: Workspace) -> dict[str, Any]:
     for site, path in everybody.items():
         store = Store.open(path)
         report = json.loads((path / "preparation.json").read_text())
-        ancestry = store.labels(store.people(None)).get("ancestry", pd.Series(dtype=str)).dropna()
+        labels = store.labels(store.people(None))
+        named = next((name for name in ("ancestry", SUPERPOPULATION) if name in labels), None)
+        ancestry = labels[named].dropna() if named else pd.Series(dtype=str)
         entries.append(
             {
                 "site": site,
@@ -267,7 +293,9 @@ def _participants(run: Path, workspace: Workspace) -> dict[str, Any]:
                 ],
             }
         )
-    return {"sites": entries}
+    file = workspace.folder / "cohort.json"
+    excluded = json.loads(file.read_text()).get("excluded", []) if file.exists() else []
+    return {"sites": entries, **({"excluded": excluded} if excluded else {})}
 
 
 def _notes(config: Mapping[str, Any], workspace: Workspace) -> list[str]:

@@ -94,6 +94,8 @@ def _run(options: argparse.Namespace) -> None:
         rows = compare_phases(config, stages)
         print(json.dumps(rows, indent=1) if options.json else _table(rows))
         return
+    from simulations.real import require_bounds, verdicts
+    from simulations.real_cohort import REAL
     from simulations.run import run
 
     report = run(config, stages)
@@ -107,7 +109,13 @@ def _run(options: argparse.Namespace) -> None:
         finished = read_run(report.parent)
         for sentence in findings(finished.results, finished.participants):
             print("- " + re.sub(r"<[^>]+>", "", sentence))
+        if config["study"]["scenario"] == REAL:
+            print()
+            for kept, sentence in verdicts(finished.results):
+                print(f"{'PASS' if kept else 'MISSED'}  {sentence}")
         print(f"\nReport: {report}")
+    if config["study"]["scenario"] == REAL:
+        require_bounds(results)
 
 
 def _require_bare_resume(config: dict[str, Any], overrides: Sequence[str]) -> None:

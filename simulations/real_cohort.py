@@ -1,8 +1,8 @@
 """Real people as five sites: manifests that point at open data sets, which stay where they are.
 
-    out/study.yaml variants.tsv superpopulations.csv fundus.csv ...      what the sites share
-        sites/<name>/site.yaml (+ keep.txt, fundus.csv, labels.csv)      one manifest per site
-        cohort.json                                                      who was left out, and why
+    out/study.yaml variants.tsv                                       what the sites share
+        sites/<name>/site.yaml (+ keep.txt, fundus.csv, labels.csv)   one manifest per site
+        cohort.json                                                   who was left out, and why
 
 The data folder is read only and laid out like this; nothing of it is copied but identifiers and labels:
 
@@ -31,6 +31,8 @@ from simulations.site_files import write_yaml
 
 FORMAT = 1
 """Raised whenever the same data would give other manifests."""
+REAL = "real"
+"""The scenario's name in a configuration."""
 BUILD = "GRCh37"
 EUROPE = "EUR"
 EUROPEANS, OTHERS = "1kg-europeans", "1kg-africans-asians-americans"
@@ -160,7 +162,6 @@ def _write(data: RealData, folder: Path, split_key: str, photographs: bool) -> N
     _write_study(
         folder, data, split_key, sorted(known["super_pop"].unique()), sorted(diagnoses["label"].unique())
     )
-    known[["sample", "super_pop"]].to_csv(folder / "superpopulations.csv", index=False, lineterminator="\n")
     for site, chosen in ((EUROPEANS, known["super_pop"] == EUROPE), (OTHERS, known["super_pop"] != EUROPE)):
         _write_genotyped(folder / "sites" / site, site, data, known[chosen])
     for hospital, path in data.hospitals.items():
@@ -196,7 +197,7 @@ def _write_study(
     variants = variants.sort_values(["chrom", "pos"], kind="stable").drop_duplicates(["chrom", "pos"])
     variants.to_csv(folder / "variants.tsv", sep="\t", index=False, lineterminator="\n")
     write_yaml(folder / "study.yaml", {
-        "study": "real",
+        "study": REAL,
         "build": BUILD,
         "split_key": split_key,
         "variants": "variants.tsv",
@@ -213,6 +214,7 @@ def _write_study(
 def _write_genotyped(home: Path, site: str, data: RealData, people: pd.DataFrame) -> None:
     home.mkdir(parents=True)
     (home / "keep.txt").write_text("".join(f"{sample}\n" for sample in people["sample"]))
+    people[["sample", "super_pop"]].to_csv(home / "labels.csv", index=False, lineterminator="\n")
     write_yaml(home / "site.yaml", {
         "site": site,
         "study": "../../study.yaml",
@@ -224,7 +226,7 @@ def _write_genotyped(home: Path, site: str, data: RealData, people: pd.DataFrame
             # Both sites read one file, so an A/T SNP is on the same strand at both.
             "palindromic": "keep",
         },
-        "labels": _labels("../../superpopulations.csv", "sample", {"super_pop": SUPERPOPULATION}),
+        "labels": _labels("labels.csv", "sample", {"super_pop": SUPERPOPULATION}),
     })  # fmt: skip
 
 

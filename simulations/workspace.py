@@ -3,6 +3,7 @@
     cohorts/<scenario>-<fingerprint>/     files as hospitals have them (simulations.cohort)
         stores/<site>/                    prepared by pm1_core.data, as `pm1-site prepare` does
         base/<fingerprint>.safetensors    a small masked autoencoder of the scenario's public photographs
+    cohorts/real-<fingerprint>/<key>/     the same for real people (simulations.real_cohort), per split key
 
 All of it is keyed by what it depends on, so that a second run finds it done.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,9 +27,10 @@ from pm1_core.errors import ConfigError
 from pm1_core.fields import EYES, Modality
 from pm1_core.model.fundus_base import pretrain_base
 from pm1_core.model.fundus_encoder import FundusEncoderConfig
-from pm1_core.validate import refusal
+from pm1_core.validate import refusal, require_range
 from simulations.cohort import write_cohort
 from simulations.progress import Stages, Step
+from simulations.real_cohort import REAL, RealData, write_real_cohort
 from simulations.scenarios import Scenario
 
 
@@ -53,7 +56,12 @@ class Workspace:
 
 
 def simulated(config: Mapping[str, Any], stages: Stages) -> Workspace:
-    """Write the scenario's cohort, prepare its sites and pre-train its fundus base, where not done before."""
+    """Write the scenario's cohort, prepare its sites and pre-train its fundus base, where not done before.
+
+    The scenario "real" has no cohort of its own: its manifests point at the real data sets.
+    """
+    if config["study"]["scenario"] == REAL:
+        return _real(config, stages)
     scenario = Scenario(
         name=config["study"]["scenario"],
         people=config["people"],
@@ -78,6 +86,44 @@ def simulated(config: Mapping[str, Any], stages: Stages) -> Workspace:
         stores.get("evaluation"),
         base,
     )
+
+
+def _real(config: Mapping[str, Any], stages: Stages) -> Workspace:
+    """The sites of the first split key; the other keys lie beside it (simulations.real_keys)."""
+    data, folder = real_data(config), real_folder(config)
+    key = split_keys(config)[0]
+    with stages.stage("pointing at real people's files") as step:
+        manifests = write_real_cohort(data, folder / key, key)
+        step("", 1, 1)
+    with stages.stage("preparing the sites' data") as step:
+        stores = prepare_all(manifests, folder / key / "stores", step)
+    base = _base(config, None, folder / "base", stages)
+    return Workspace(folder / key, folder / key / "study.yaml", stores, None, base)
+
+
+def real_data(config: Mapping[str, Any]) -> RealData:
+    """Where the real data sets are. Raises ConfigError if neither key nor environment says so."""
+    named = config["real_data"] or os.environ.get("PM1_REAL_DATA")
+    if not named:
+        raise ConfigError(
+            refusal(
+                "study real",
+                "the environment variable PM1_REAL_DATA is not set",
+                "set it, or the key real_data, to the folder that holds the real data sets",
+            )
+        )
+    return RealData(Path(named))
+
+
+def real_folder(config: Mapping[str, Any]) -> Path:
+    """cohorts/real-FINGERPRINT, with a folder per split key."""
+    return Path(config["cohorts"]) / f"{REAL}-{real_data(config).fingerprint()[:12]}"
+
+
+def split_keys(config: Mapping[str, Any]) -> list[str]:
+    """The split keys "1", "2", ...; the study itself runs under the first."""
+    count = int(require_range("key 'split_keys'", config["split_keys"], 1, error=ConfigError))
+    return [str(number) for number in range(1, count + 1)]
 
 
 def prepare_all(manifests: Mapping[str, Path], out: Path, step: Step) -> dict[str, Path]:
