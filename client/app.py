@@ -79,7 +79,8 @@ class Site:
         needed = _parts(facts)
         counts = {f"examples.{split}": task.examples(self.store, split) for split in Split}
         lacking = [part for part, digest in needed.items() if digest not in self.objects]
-        reply = self.outbox.release("ready", order, {**counts, "lacking": lacking})
+        about = {**counts, "lacking": lacking, "study": self.store.study.hash}
+        reply = self.outbox.release("ready", order, about)
         return Message(reply, reply_to=message)
 
     def parts(self, message: Message) -> Message:
@@ -103,6 +104,7 @@ class Site:
     def train(self, message: Message) -> Message:
         """Train one round and release the update, with figures of the received model on validation people."""
         order, facts = _request(message)
+        order = order.at(self.store.site)
         task = build_task(order, self.store.study)
         state = State(self.objects, _parts(facts))
         tensors = records.tensors_of(message.content)
@@ -120,6 +122,7 @@ class Site:
     def evaluate(self, message: Message) -> Message:
         """Figures of the sent model on validation and test people, no tensors."""
         order, facts = _request(message)
+        order = order.at(self.store.site)
         task = build_task(order, self.store.study)
         state = State(self.objects, _parts(facts))
         tensors = records.tensors_of(message.content)

@@ -40,7 +40,12 @@ def from_run_config(grid: Grid, context: Context) -> Coordinator:
                     "--run-config", f"key {key!r} is missing", "give study=, definition= and run= as paths"
                 )
             )
-    study = Study.from_json(Path(str(context.run_config["study"])).read_text())
+    file = Path(str(context.run_config["study"])).resolve()
+    if not file.is_file():
+        raise ConfigError(
+            refusal(f"--run-config, study={file}", "found no such file", "write it with pm1-server study")
+        )
+    study = Study.from_json(file.read_text())
     summary = load_definition(Path(str(context.run_config["definition"]))).summary
     return Coordinator(study, summary, Path(str(context.run_config["run"])), grid)
 

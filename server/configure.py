@@ -6,8 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from pm1_core.errors import ConfigError
+from pm1_core.training.adapters import pin_base
 from pm1_core.validate import refusal
 from server.study import Study, expand
+
+ENCODERS = {"genotype": "latent", "phenotype": "latent", "fundus": "width"}
+"""Trained encoders, and the key of their sizes that is the width of their tokens."""
 
 PRIVACY_STATEMENTS = {"none": "no differential privacy"}
 
@@ -18,10 +22,11 @@ def build_study(config: Mapping[str, Any]) -> Study:
     Every phase gets its part's sizes under "model" and its training under "loop"; tokens and fusion also get
     the sizes of the encoders whose tokens they read. Raises ConfigError on a value out of bounds.
     """
-    model = config["model"]
-    encoders = {part: model[part] for part in ("genotype", "phenotype", "fundus")}
-    widths = {part: model["fusion"][f"{part}_width"] for part in encoders}
-    _require_widths(model)
+    model = {**config["model"], "fusion": fusion_model(config)}
+    if model["fundus"]["base"] and not model["fundus"]["base_sha256"]:
+        model["fundus"] = pin_base(model["fundus"])
+    encoders = {part: model[part] for part in ENCODERS}
+    widths = {part: model["fusion"][f"{part}_width"] for part in ENCODERS}
     phases: dict[str, dict[str, Any]] = {}
     for name, given in config["study"]["phases"].items():
         phase = dict(given)
@@ -51,13 +56,21 @@ def build_study(config: Mapping[str, Any]) -> Study:
     )
 
 
-def _require_widths(model: Mapping[str, Any]) -> None:
-    """The fusion transformer's token widths are those of the encoders."""
-    for part, key in (("genotype", "latent"), ("phenotype", "latent"), ("fundus", "width")):
-        wanted, found = model[part][key], model["fusion"][f"{part}_width"]
+def fusion_model(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fusion transformer's sizes; a modality whose encoder no phase trains has tokens of width 1.
+
+    Raises ConfigError if a token width is not that of its encoder.
+    """
+    model, tasks = config["model"], {phase["task"] for phase in config["study"]["phases"].values()}
+    sizes = dict(model["fusion"])
+    for part, key in ENCODERS.items():
+        wanted, found = model[part][key], sizes[f"{part}_width"]
         if wanted != found:
             raise ConfigError(
                 refusal(
                     f"key 'model.fusion.{part}_width'", f"found {found}", f"use model.{part}.{key} = {wanted}"
                 )
             )
+        if part not in tasks:
+            sizes[f"{part}_width"] = 1
+    return sizes

@@ -118,6 +118,7 @@ class Coordinator:
                 self.study.timeout,
             )
             kept, failures = rounds.refuse_unfit(answers, tensors)
+            journal.lost(phase.name, f"round {number}", failures)
             rounds.require_quorum(phase.name, number, len(kept), phase.min_sites, failures)
             arrays, means = strategy.aggregate_train(number, kept.values())
             assert arrays is not None
@@ -167,16 +168,24 @@ class Coordinator:
             facts = records.facts_of(reply.content, "site")
             site = str(facts["site"])
             examples = {str(split): int(facts[f"examples.{split}"]) for split in Split}  # type: ignore[arg-type]
+            if facts["study"] != self.summary.hash:
+                absent[site] = "its data were prepared for another study definition"
+                continue
+            if site in counts:
+                absent[f"{site} (node {reply.metadata.src_node_id})"] = "another node has this site's name"
+                continue
             if examples[Split.TRAIN] == 0:
                 absent[site] = "has no training people of this phase's modalities"
                 continue
             counts[site] = examples
             parts = facts["lacking"]
             lacking[Participant(site, reply.metadata.src_node_id)] = parts if isinstance(parts, list) else []
+        without = self._send_parts(phase, order.to_json(), state, frozen, lacking)
+        absent |= without
+        counts = {site: examples for site, examples in counts.items() if site not in without}
         rounds.require_quorum(phase.name, first, len(counts), phase.min_sites, absent)
-        self._send_parts(phase, order.to_json(), state, frozen, lacking)
         journal.took_part(phase.name, counts, absent)
-        return sorted(lacking, key=lambda participant: participant.site)
+        return sorted((p for p in lacking if p.site in counts), key=lambda participant: participant.site)
 
     def _send_parts(
         self,
@@ -185,17 +194,17 @@ class Coordinator:
         state: State,
         frozen: Iterable[str],
         lacking: dict[Participant, list[str]],
-    ) -> None:
+    ) -> dict[str, str]:
+        """Give sites the frozen parts that they lack; a sentence for each that could not take them."""
         requests = {}
         for participant, parts in lacking.items():
             if parts:
                 tensors = {name: array for part in parts for name, array in state.part(part).items()}
                 requests[participant] = records.pack_request(order, tensors, {"parts": list(frozen)})
-        if requests:
-            answers = rounds.exchange(
-                self.grid, requests, "query.parts", f"{phase.name}:parts", self.study.timeout
-            )
-            rounds.require_quorum(phase.name, 0, len(answers.replies), len(requests), answers.failures)
+        answers = rounds.exchange(
+            self.grid, requests, "query.parts", f"{phase.name}:parts", self.study.timeout
+        )
+        return answers.failures
 
     def _evaluate(
         self,
@@ -217,6 +226,7 @@ class Coordinator:
             f"{phase.name}:evaluate",
             self.study.timeout,
         )
+        journal.lost(phase.name, "evaluation", answers.failures)
         updates = {site: records.update_of(reply.content) for site, reply in answers.replies.items()}
         seconds = time.monotonic() - began
         for site, update in updates.items():

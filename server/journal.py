@@ -42,6 +42,12 @@ class Journal:
         self.phases[phase] = {"sites": {s: dict(c) for s, c in sites.items()}, "absent": dict(absent)}
         atomic.write_json(self.folder / "phases.json", self.phases)
 
+    def lost(self, phase: str, when: str, failures: Mapping[str, str]) -> None:
+        """Record who did not answer, and why, in a round ("round 3") or in the "evaluation" of a phase."""
+        if failures:
+            self.phases[phase].setdefault("lost", {})[when] = dict(failures)
+            atomic.write_json(self.folder / "phases.json", self.phases)
+
     def write(
         self,
         sequence: int,
@@ -62,7 +68,7 @@ class Journal:
                 by_split[Split.TRAIN][name] = value
         lines = []
         for split, figures in by_split.items():
-            if not figures:
+            if not set(figures) - {"examples"}:
                 continue
             # A received model is validated before it is trained on: its figures belong to the round before.
             shown = (

@@ -28,6 +28,7 @@ from pm1_core.evaluation.embedding import genotype_components, principal_compone
 from pm1_core.evaluation.probe import linear_probe
 from pm1_core.fields import EYES, TOKENS, Modality, Split
 from pm1_core.training.pm1 import PM1
+from server.configure import fusion_model
 from server.study import Study
 from simulations.comparison import fusion_beside_pooled_and_alone
 from simulations.genotype_reconstruction import reconstruction
@@ -56,14 +57,15 @@ def assess(
     everybody = PooledStore([*members.values(), *([evaluation] if evaluation else [])])
     state = CheckpointFolder(run / "checkpoints").state(CheckpointFolder(run / "checkpoints").latest())
     encoders = {part: config["model"][part] for part in ("genotype", "phenotype", "fundus")}
-    model = PM1(state, pooled.study, encoders, config["model"]["fusion"])
+    model = PM1(state, pooled.study, encoders, fusion_model(config))
     results: dict[str, Any] = {}
     real = config["study"]["scenario"] == REAL
     baselines = config["baselines"] and not real
     with stages.stage("genotype reconstruction") as step:
-        results["genotype"] = reconstruction(
-            study, state, pooled, everybody, run / "baselines", step, baselines
-        )
+        if model.genotype:
+            results["genotype"] = reconstruction(
+                study, state, pooled, everybody, run / "baselines", step, baselines
+            )
     if real:
         results |= real_figures(run, config, study, state, model, workspace, stages)
     else:
@@ -88,6 +90,8 @@ def _simulated_figures(
 ) -> dict[str, Any]:
     """What takes people with all three modalities, and planted truths."""
     results: dict[str, Any] = {}
+    if model.fusion is None or model.phenotype is None:
+        return results  # a study that leaves these phases out has no such figures
     people = complete_people(everybody, Split.TEST)
     with stages.stage("diseases and cross-modal inference") as step:
         step("diseases", 0, 2)
@@ -209,9 +213,9 @@ def _pigmentation(
     Only photographs are shown to the transformer: an embedding that saw the genotype would find every SNP.
     """
     truth = workspace.folder / "truth" / "pigment.json"
-    if not truth.exists():
+    planted = json.loads(truth.read_text()) if truth.exists() else {}
+    if planted.get("chrom") not in model.genotype or model.fundus is None:
         return {}
-    planted = json.loads(truth.read_text())
     raw, present = model.raw_tokens(store, people)
     only = present & (np.array([name.startswith("fundus") for name in TOKENS]))
     embedding = pooled_embedding(model, model.standardised(raw, only), only, [Modality.FUNDUS])

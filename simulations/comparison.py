@@ -17,6 +17,7 @@ from pm1_core.training.local import train_locally
 from pm1_core.training.pm1 import PM1
 from pm1_core.training.tasks import TASKS, build_task
 from pm1_core.update import Tensors
+from server.configure import fusion_model
 from server.study import Study
 from simulations.pooled import PooledStore
 from simulations.prediction import disease_scores
@@ -49,7 +50,7 @@ def fusion_beside_pooled_and_alone(
             step(site, done, len(candidates))
             task = build_task(orders[0], store.study)
             trained = train_locally(task, store, orders, state, folder / site)
-            model = PM1(_Overlay(state, trained), store.study, encoders, config["model"]["fusion"])
+            model = PM1(_Overlay(state, trained), store.study, encoders, fusion_model(config))
             scores = disease_scores(model, everybody, people, [INPUTS])
             rows += _rows(
                 "pooled" if site == "pooled" else "alone", None if site == "pooled" else site, scores

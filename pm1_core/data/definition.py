@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -79,8 +80,19 @@ class StudyDefinition:
         """The non-secret part."""
         counted = self.variants["chrom"].value_counts()
         sizes = {chromosome: int(counted.get(chromosome, 0)) for chromosome in CHROMOSOMES}
+        listed = (
+            self.variants[["chrom", "pos", "ref", "alt"]].to_csv(index=False) if len(self.variants) else ""
+        )
+        digest = hashlib.sha256(listed.encode()).hexdigest() if listed else ""
         return StudySummary(
-            self.name, self.build, self.columns, self.targets, self.labels, sizes, self.photograph_size
+            self.name,
+            self.build,
+            self.columns,
+            self.targets,
+            self.labels,
+            sizes,
+            self.photograph_size,
+            digest,
         )
 
     def to_json(self) -> str:

@@ -19,7 +19,7 @@ from pm1_core.errors import StoreError
 from pm1_core.fields import EYES, MISSING_DOSAGE, Modality, Split
 from pm1_core.validate import refusal, require_choice
 
-VERSION = 1
+VERSION = 2
 _TEXT = {"subject": str, "family": str, "split": str}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -71,6 +72,7 @@ class StudySummary:
     """The non-secret part of a study definition: what models and reports need to know.
 
     chromosome_sizes: chromosome 1-22 -> number of SNPs in the study's reference list (0 if none)
+    variants_sha256: of that list's positions and alleles, "" without a list
     """
 
     name: str
@@ -80,6 +82,7 @@ class StudySummary:
     labels: tuple[Column, ...]
     chromosome_sizes: Mapping[int, int]
     photograph_size: int = 224
+    variants_sha256: str = ""
 
     @cached_property
     def features(self) -> tuple[Feature, ...]:
@@ -94,6 +97,11 @@ class StudySummary:
         names = [column.name for column in self.columns]
         wanted = {require_choice("study column", name, names, ManifestError) for name in columns}
         return np.array([i for i, f in enumerate(self.features) if f.column in wanted], np.int64)
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of `to_json`: sites of one study have the same."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def to_json(self) -> str:
         """Text with sorted keys; equal summaries give equal text."""

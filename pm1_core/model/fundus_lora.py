@@ -57,7 +57,11 @@ def attach_lora(encoder: FundusEncoder, seed: int = 0) -> FundusEncoder:
         lora_dropout=config.lora_dropout,
         target_modules=ADAPTED,
     )
-    inject_adapter_in_model(lora, encoder, _ADAPTER, low_cpu_mem_usage=True)
+    # peft draws a start from the global generator, which is put back; ours follows below. Its way of building
+    # without memory changes torch's default device for every thread of the process.
+    before = torch.random.get_rng_state()
+    inject_adapter_in_model(lora, encoder, _ADAPTER)
+    torch.random.set_rng_state(before)
     for _, layer in lora_layers(encoder):
         layer.lora_dropout[_ADAPTER] = DrawnDropout(config.lora_dropout)
     device = encoder.cls_token.device

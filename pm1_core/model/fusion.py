@@ -83,15 +83,15 @@ class Corruption:
 class _Layer(nn.Module):
     """Pre-norm self-attention and feed-forward with ReLU; linear maps see only the active tokens."""
 
-    def __init__(self, config: FusionConfig) -> None:
+    def __init__(self, config: FusionConfig, device: torch.device) -> None:
         super().__init__()
         self.heads = config.heads
-        self.attention_norm = nn.LayerNorm(config.width)
-        self.qkv = nn.Linear(config.width, 3 * config.width)
-        self.attention_out = nn.Linear(config.width, config.width)
-        self.feedforward_norm = nn.LayerNorm(config.width)
-        self.expand = nn.Linear(config.width, config.feedforward)
-        self.contract = nn.Linear(config.feedforward, config.width)
+        self.attention_norm = nn.LayerNorm(config.width, device=device)
+        self.qkv = nn.Linear(config.width, 3 * config.width, device=device)
+        self.attention_out = nn.Linear(config.width, config.width, device=device)
+        self.feedforward_norm = nn.LayerNorm(config.width, device=device)
+        self.expand = nn.Linear(config.width, config.feedforward, device=device)
+        self.contract = nn.Linear(config.feedforward, config.width, device=device)
 
     def forward(
         self, x: Tensor, active: Tensor | None, grid: tuple[int, int], allowed: Tensor | None
@@ -131,17 +131,18 @@ class FusionTransformer(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        # Built without memory first: the constructors of torch would draw from the global generator.
-        with torch.device("meta"):
-            self.cls = nn.Parameter(torch.empty(config.width))
-            self.mask = nn.Parameter(torch.empty(config.width))
-            self.positions = nn.Parameter(torch.empty(POSITIONS, config.width))
-            self.inputs = nn.ModuleDict({m: nn.Linear(config.token_width(m), config.width) for m in Modality})
-            self.outputs = nn.ModuleDict(
-                {m: nn.Linear(config.width, config.token_width(m)) for m in Modality}
-            )
-            self.layers = nn.ModuleList(_Layer(config) for _ in range(config.layers))
-            self.norm = nn.LayerNorm(config.width) if config.final_norm else nn.Identity()
+        # Built without memory first: the constructors of torch would draw from the global generator. The device
+        # is handed down, because `with torch.device(...)` would change it for every thread of the process.
+        meta = torch.device("meta")
+        width = config.width
+        self.cls = nn.Parameter(torch.empty(width, device=meta))
+        self.mask = nn.Parameter(torch.empty(width, device=meta))
+        self.positions = nn.Parameter(torch.empty(POSITIONS, width, device=meta))
+        widths = {m: config.token_width(m) for m in Modality}
+        self.inputs = nn.ModuleDict({m: nn.Linear(d, width, device=meta) for m, d in widths.items()})
+        self.outputs = nn.ModuleDict({m: nn.Linear(width, d, device=meta) for m, d in widths.items()})
+        self.layers = nn.ModuleList(_Layer(config, meta) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(width, device=meta) if config.final_norm else nn.Identity()
         if torch.device(device).type != "meta":
             self.to_empty(device="cpu")
             if seed is not None:

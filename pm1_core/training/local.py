@@ -29,7 +29,7 @@ def train_locally(
     folder.mkdir(parents=True, exist_ok=True)
     tensors = task.initial(state, orders[0].seed)
     for done, order in enumerate(orders, start=1):
-        update: Update = task.train(store, order, state, tensors, folder)
+        update: Update = task.train(store, order.at(store.site), state, tensors, folder)
         tensors = task.advance(order.round, tensors, {n: np.array(a) for n, a in update.tensors.items()})
         progress(done, len(orders))
     return tensors

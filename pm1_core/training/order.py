@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -34,6 +34,10 @@ class Order:
 
     def __post_init__(self) -> None:
         require_range(f"order for {self.phase!r}, round", self.round, 0, self.rounds)
+
+    def at(self, site: str) -> Order:
+        """The order with the random numbers of one site: no two sites draw the same noise."""
+        return replace(self, seed=derived_seed(self.seed, "site", site))
 
     def to_json(self) -> str:
         """Text with sorted keys: equal orders give equal bytes."""

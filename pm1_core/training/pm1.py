@@ -20,6 +20,7 @@ from pm1_core.model.fusion import FusionConfig, FusionTransformer
 from pm1_core.model.genotype_vae import GenotypeVAE, GenotypeVAEConfig
 from pm1_core.model.phenotype_autoencoder import PhenotypeAutoencoder, PhenotypeAutoencoderConfig, standardise
 from pm1_core.training.adapters import build_encoder
+from pm1_core.training.order import generator
 from pm1_core.training.parts import State, load_part
 
 TokenArrays = dict[Modality, np.ndarray]
@@ -108,7 +109,9 @@ class PM1:
             return
         for chromosome, vae in self.genotype.items():
             dosages = torch.from_numpy(store.dosages(chromosome, people[where])).to(self.device)
-            out[where, chromosome - 1] = vae.encode(dosages)[0].cpu().numpy()
+            # Only `token: sample` draws, the same for the same people in the same order.
+            draws = generator(0, "token", chromosome, rows.start)
+            out[where, chromosome - 1] = vae.token(dosages, draws).cpu().numpy()
             present[where, chromosome - 1] = True
 
     @torch.inference_mode()
