@@ -35,7 +35,7 @@ from simulations.genotype_reconstruction import reconstruction
 from simulations.pooled import PooledStore
 from simulations.prediction import complete_people, disease_scores, genotype_accuracies, pooled_embedding
 from simulations.progress import Stages
-from simulations.real import real_figures
+from simulations.real import NOTES, real_figures
 from simulations.real_cohort import REAL, SUPERPOPULATION
 from simulations.report import write_participants, write_results
 from simulations.report_schema import Participants, Results
@@ -71,7 +71,7 @@ def assess(
     else:
         results |= _simulated_figures(run, config, study, state, model, members, everybody, workspace, stages)
         results["photographs"] = _photographs(run, workspace)
-    results["notes"] = _notes(config, workspace)
+    results["notes"] = [*_notes(config, workspace), *(NOTES if real else ())]
     results["run"] = _header(run, config, study, began)
     write_participants(run, cast(Participants, _participants(run, workspace)))
     write_results(run, cast(Results, results))
