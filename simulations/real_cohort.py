@@ -186,6 +186,7 @@ def _write_study(
         data.genotypes.with_name(data.genotypes.name + ".bim"), sep=r"\s+", header=None, dtype=str
     )
     bim.columns = pd.Index(_BIM)
+    bim["chrom"] = bim["chrom"].str.removeprefix("chr")
     single = bim["a1"].isin(BASES) & bim["a2"].isin(BASES)
     bim = bim[single & bim["chrom"].isin([str(c) for c in CHROMOSOMES])]
     variants = pd.DataFrame(
@@ -264,11 +265,12 @@ def _write_clinic(home: Path, data: RealData, diagnoses: pd.DataFrame) -> None:
     files = {path.stem: path.name for path in data.photographs.iterdir() if path.suffix.lower() in _PICTURES}
     rows = []
     for number, name in enumerate(diagnoses["image"], 2):
-        if name not in files:
+        stem = Path(name).stem if Path(name).suffix.lower() in _PICTURES else name
+        if stem not in files:
             raise DataError(
                 refusal(f"{data.diagnoses}, row {number}", f"found no picture of {name!r}", "add the file")
             )
-        rows.append({"subject": name, "eye": "left", "file": files[name]})
+        rows.append({"subject": name, "eye": "left", "file": files[stem]})
     pd.DataFrame(rows).to_csv(home / "fundus.csv", index=False, lineterminator="\n")
     diagnoses[["image", "label"]].to_csv(home / "labels.csv", index=False, lineterminator="\n")
     write_yaml(home / "site.yaml", {
