@@ -134,7 +134,7 @@ def run_on_ray(coordinate: Callable[[Grid], Coordinator], sites: Sequence[SitePa
 
     logging.getLogger("flwr").setLevel(logging.ERROR)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore")  # run_simulation is deprecated in favour of a command line
         run_simulation(
             server_app=server.app.make_app(guarded),
             client_app=client.app.make_app(locate),
