@@ -79,7 +79,11 @@ class Site:
         needed = _parts(facts)
         counts = {f"examples.{split}": task.examples(self.store, split) for split in Split}
         lacking = [part for part, digest in needed.items() if digest not in self.objects]
-        about = {**counts, "lacking": lacking, "study": self.store.study.hash}
+        about: dict[str, str | int | float | list[str]] = {
+            **counts,
+            "lacking": lacking,
+            "study": self.store.study.hash,
+        }
         reply = self.outbox.release("ready", order, about)
         return Message(reply, reply_to=message)
 

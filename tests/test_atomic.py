@@ -64,6 +64,7 @@ def test_left_overs_of_a_killed_process_are_swept_by_the_next(tmp_path: Path) ->
 def test_an_error_inside_leaves_the_old_folder_and_nothing_beside(tmp_path: Path) -> None:
     with atomic.whole_folder(tmp_path / "thing") as beside:
         (beside / "a").write_text("old")
+
     def fail() -> None:
         with atomic.whole_folder(tmp_path / "thing") as beside:
             (beside / "a").write_text("new")
