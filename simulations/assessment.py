@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import shutil
 import time
-from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
-import cv2
 import numpy as np
 import pandas as pd
 
@@ -26,24 +23,23 @@ from pm1_core.evaluation.association import association_scan, recovery
 from pm1_core.evaluation.cross_modal import cross_modal_table
 from pm1_core.evaluation.embedding import genotype_components, principal_components, tsne
 from pm1_core.evaluation.probe import linear_probe
-from pm1_core.fields import EYES, TOKENS, Modality, Split
+from pm1_core.fields import TOKENS, Modality, Split
 from pm1_core.training.pm1 import PM1
 from server.configure import fusion_model
 from server.study import Study
 from simulations.comparison import fusion_beside_pooled_and_alone
 from simulations.genotype_reconstruction import reconstruction
+from simulations.participation import located_photographs, participants
 from simulations.pooled import PooledStore
 from simulations.prediction import complete_people, disease_scores, genotype_accuracies, pooled_embedding
 from simulations.progress import Stages
 from simulations.real import NOTES, real_figures
-from simulations.real_cohort import REAL, SUPERPOPULATION
+from simulations.real_cohort import REAL
 from simulations.report import write_participants, write_results
 from simulations.report_schema import Participants, Results
 from simulations.workspace import Workspace
 
-LOST_PHOTOGRAPHS = ("fundus.file-absent", "fundus.unreadable", "fundus.black", "fundus.no-retina")
-_SHOWN_PEOPLE = 80
-_SHOWN_PHOTOGRAPHS = 6
+_SHOWN_PEOPLE, _TOKENS_SHOWN = 600, 80
 _ANCESTRY_COMPONENTS = 4
 
 
@@ -70,10 +66,10 @@ def assess(
         results |= real_figures(run, config, study, state, model, workspace, stages)
     else:
         results |= _simulated_figures(run, config, study, state, model, members, everybody, workspace, stages)
-        results["photographs"] = _photographs(run, workspace)
+        results["photographs"] = located_photographs(run, workspace)
     results["notes"] = [*_notes(config, workspace), *(NOTES if real else ())]
     results["run"] = _header(run, config, study, began)
-    write_participants(run, cast(Participants, _participants(run, workspace)))
+    write_participants(run, cast(Participants, participants(run, workspace)))
     write_results(run, cast(Results, results))
 
 
@@ -189,15 +185,16 @@ def _pictures(run: Path, model: PM1, store: PooledStore, people: np.ndarray, see
     raw, present = model.raw_tokens(store, shown)
     standard = model.standardised(raw, present)
     hidden, _ = model.fuse(standard, present)
-    points = hidden[:, 1:][present]
-    owner, kind = np.nonzero(present)
+    some = np.sort(rng.permutation(len(shown))[:_TOKENS_SHOWN])  # a person has 25 tokens
+    points = hidden[some, 1:][present[some]]
+    owner, kind = np.nonzero(present[some])
     ancestry = store.labels(shown)["ancestry"].fillna("").to_numpy(str)
     embedding = pooled_embedding(model, standard, present)
     arrays: dict[str, Any] = {
         "tokens.pca": principal_components(points, 2).transform(points).astype(np.float32),
         "tokens.tsne": tsne(points, seed),
         "tokens.kind": np.array(TOKENS)[kind],
-        "tokens.ancestry": ancestry[owner],
+        "tokens.ancestry": ancestry[some][owner],
         "people.pca": principal_components(embedding, 2).transform(embedding).astype(np.float32),
         "people.tsne": tsne(embedding, seed),
         "people.ancestry": ancestry,
@@ -239,67 +236,6 @@ def _pigmentation(
             "covariates": [f"{_ANCESTRY_COMPONENTS} genetic principal components"],
         }
     }
-
-
-def _photographs(run: Path, workspace: Workspace) -> dict[str, Any]:
-    """Located photographs per site, and some of them before and after cropping."""
-    shown: list[dict[str, Any]] = []
-    sites = []
-    folder = run / "sample_photographs"
-    shutil.rmtree(folder, ignore_errors=True)
-    for site, path in workspace.stores.items():
-        store = Store.open(path)
-        if Modality.FUNDUS not in store.modalities:
-            continue
-        index = pd.read_csv(path / "fundus" / "index.tsv", sep="\t", dtype=str, keep_default_na=False)
-        report = json.loads((path / "preparation.json").read_text())
-        lost = sum(f["count"] for f in report["findings"] if f["code"] in LOST_PHOTOGRAPHS)
-        sites.append({"site": site, "located": len(index), "total": len(index) + lost})
-        for _, row in index.head(_SHOWN_PHOTOGRAPHS if len(workspace.stores) < 3 else 2).iterrows():
-            folder.mkdir(exist_ok=True)
-            name = f"{site}_{row['subject']}_{row['eye']}.jpg"
-            picture = cv2.imread(str(path / "fundus" / "png" / f"{row['subject']}_{row['eye']}.png"))
-            assert picture is not None, "the store's own file"
-            cv2.imwrite(str(folder / name), cv2.resize(picture, (224, 224), interpolation=cv2.INTER_AREA))
-            shown.append({"crop": name, "site": site, "eye": row["eye"]})
-    if shown:
-        (folder / "index.json").write_text(json.dumps(shown, indent=1))
-    return {"sites": sites}
-
-
-def _participants(run: Path, workspace: Workspace) -> dict[str, Any]:
-    phases = json.loads((run / "phases.json").read_text())
-    entries = []
-    everybody = dict(workspace.stores) | (
-        {"evaluation": workspace.evaluation} if workspace.evaluation else {}
-    )
-    for site, path in everybody.items():
-        store = Store.open(path)
-        report = json.loads((path / "preparation.json").read_text())
-        labels = store.labels(store.people(None))
-        named = next((name for name in ("ancestry", SUPERPOPULATION) if name in labels), None)
-        ancestry = labels[named].dropna() if named else pd.Series(dtype=str)
-        entries.append(
-            {
-                "site": site,
-                "role": store.role,
-                "people": {str(split): len(store.people(split)) for split in Split},
-                "modalities": {
-                    str(m): {str(split): len(store.people(split, m)) for split in Split}
-                    for m in sorted(store.modalities)
-                },
-                "photographs": int(sum(store.photographs(store.people(None), eye)[1].sum() for eye in EYES)),
-                "ancestry": dict(Counter(ancestry)),
-                "phases": [phase for phase, entry in phases.items() if site in entry["sites"]],
-                "preparation": [
-                    {key: finding[key] for key in ("code", "count", "action", "remedy") if finding.get(key)}
-                    for finding in report["findings"]
-                ],
-            }
-        )
-    file = workspace.folder / "cohort.json"
-    excluded = json.loads(file.read_text()).get("excluded", []) if file.exists() else []
-    return {"sites": entries, **({"excluded": excluded} if excluded else {})}
 
 
 def _notes(config: Mapping[str, Any], workspace: Workspace) -> list[str]:
