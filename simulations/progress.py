@@ -35,6 +35,8 @@ class Stages:
     def stage(self, title: str) -> Iterator[Step]:
         """Yield a function of (what, done, whole) that moves the stage's bar."""
         began = time.monotonic()
+        if not self.console.is_terminal:
+            self.console.print(f"{title} ...", highlight=False)
         columns = (
             TextColumn("{task.description:<34}"),
             BarColumn(),
