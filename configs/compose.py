@@ -34,12 +34,19 @@ def load(name: str, overrides: Sequence[str]) -> dict[str, Any]:
         if not re.match(r"^([~+]*[\w./@]+=|~[\w./@]+$)", override):
             raise ConfigError(refusal(f"argument {override!r}", "is no override", "write key=value"))
     with initialize_config_module("configs", version_base="1.3"):
+        phases = _phases(overrides, name)
+        for override in overrides:
+            key = override.partition("=")[0].lstrip("+~")
+            unknown = None if key in GROUPS else _unknown(key, schema.ROOTS[name], phases)
+            if unknown:
+                raise ConfigError(unknown)
         try:
             config = compose(name, overrides=list(overrides))
             content = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         except (HydraException, OmegaConfBaseException) as error:
-            raise _sentence(error, overrides, schema.ROOTS[name], _phases(overrides, name)) from None
+            raise _sentence(error, overrides, schema.ROOTS[name]) from None
     checked = typing.cast(dict[str, Any], content)
+    LoopConfig(device=checked["site"]["device"])
     for part, core in schema.PARTS.items() if "model" in checked else ():
         schema.frozen(core, checked["model"][part])
     for phase in checked["study"]["phases"].values() if "study" in checked else ():
@@ -59,7 +66,7 @@ def choices(group: str) -> list[str]:
     return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
 
 
-def _sentence(error: Exception, overrides: Sequence[str], root: type, phases: Sequence[str]) -> ConfigError:
+def _sentence(error: Exception, overrides: Sequence[str], root: type) -> ConfigError:
     text = str(error.__cause__ or error)
     for override in overrides:
         key, _, value = override.partition("=")
@@ -70,12 +77,13 @@ def _sentence(error: Exception, overrides: Sequence[str], root: type, phases: Se
             return ConfigError(
                 refusal(f"key {name!r}", f"found {value!r}", f"{hint}: {', '.join(choices(name))}")
             )
-        unknown = None if name in GROUPS else _unknown(name, root, phases)
-        if unknown:
-            return ConfigError(unknown)
     full = re.search(r"full_key: (\S+)", text)
     key = full.group(1) if full else next((o.split("=")[0] for o in overrides if o.split("=")[0] in text), "")
     first = text.strip().splitlines()[0]
+    if "Missing mandatory value" in first:
+        return ConfigError(refusal(f"key {key!r}", "it is not set", f"give it as {key}=..."))
+    if not key and len(overrides) == 1:
+        return ConfigError(refusal(f"argument {overrides[0]!r}", first, "mend its value"))
     where = f"key {key!r}" if key else "configuration"
     kind = _type_of(key, root)
     return ConfigError(refusal(where, first, f"give {kind}" if kind else "see --help for the keys"))

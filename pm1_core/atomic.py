@@ -11,6 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pm1_core.errors import StateError
+from pm1_core.validate import refusal
+
 
 def _sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
@@ -46,14 +49,28 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """What `write_json` wrote. Raises StateError if the file is torn or no JSON."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise StateError(
+            refusal(path, f"found no whole JSON ({error})", "remove it and run the command again")
+        ) from None
+
+
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """Yield a folder beside `path` that takes its place only when the block ends without an error.
 
-    An existing folder at `path` is replaced. A crash leaves `path` as it was and a folder
-    `.NAME.XXXX.partial` beside it, which the next call for the same path removes.
+    An existing folder at `path` is replaced. A crash leaves `path` as it was, or for an instant under the name
+    `.NAME.old.partial`, and folders `.NAME.XXXX.partial` beside it; the next call for the same path puts the
+    former back and removes the latter.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    old = path.with_name(f".{path.name}.old.partial")
+    if old.exists() and not path.exists():
+        old.replace(path)  # a crash fell between the two renames below
     for left_over in path.parent.glob(f".{path.name}.*.partial"):
         shutil.rmtree(left_over, ignore_errors=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
@@ -64,7 +81,6 @@ def whole_folder(path: Path) -> Iterator[Path]:
                 with file.open("rb") as stream:
                     os.fsync(stream.fileno())
         if path.exists():
-            old = path.with_name(f".{path.name}.old.partial")
             path.replace(old)
             beside.replace(path)
             shutil.rmtree(old)

@@ -32,8 +32,9 @@ def guarded(name: str, command: Callable[[], None]) -> int:
     except BrokenPipeError:
         return 0
     except OSError as error:
-        if error.errno not in _DISK:
+        if error.filename is None and error.errno not in _DISK:
             raise
-        print(f"{name}: {error.filename}: {_DISK[error.errno]}.", file=sys.stderr)
+        reason = f"{(error.strerror or 'cannot be used').lower()}; name a file or folder that can be used"
+        print(f"{name}: {error.filename}: {_DISK.get(error.errno or 0, reason)}.", file=sys.stderr)
         return 2
     return 0

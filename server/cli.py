@@ -21,7 +21,7 @@ Examples
   pm1-server study study=ukb_eyepacs model=paper --out study.json
   pm1-server checkpoints verify runs/ukb_eyepacs-small
 A resolved study runs on real sites through Flower:
-  flwr run . --run-config 'study="study.json" definition="study.yaml" run="runs/first"'"""
+  flwr run . --run-config 'study="/srv/study.json" definition="/srv/study.yaml" run="/srv/runs/first"'"""
 
 
 def parser() -> argparse.ArgumentParser:

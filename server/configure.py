@@ -7,8 +7,9 @@ from typing import Any
 
 from pm1_core.errors import ConfigError
 from pm1_core.training.adapters import pin_base
-from pm1_core.validate import refusal
+from pm1_core.validate import refusal, require_choice
 from server.study import Study, expand
+from strategies import STRATEGIES
 
 ENCODERS = {"genotype": "latent", "phenotype": "latent", "fundus": "width"}
 """Trained encoders, and the key of their sizes that is the width of their tokens."""
@@ -46,13 +47,15 @@ def build_study(config: Mapping[str, Any]) -> Study:
         if task in ("statistics", "tokens"):
             phase.pop("loop")
         phases[name] = phase
+    unit = require_choice("key 'privacy.unit'", config["privacy"]["unit"], PRIVACY_STATEMENTS, ConfigError)
+    strategy = require_choice("key 'strategy.name'", config["strategy"]["name"], STRATEGIES, ConfigError)
     return Study(
         name=config["study"]["name"],
         seed=config["seed"],
         phases=expand(phases),
-        strategy=config["strategy"]["name"],
+        strategy=strategy,
         timeout=config["timeout"],
-        privacy=PRIVACY_STATEMENTS[config["privacy"]["unit"]],
+        privacy=PRIVACY_STATEMENTS[unit],
     )
 
 

@@ -32,7 +32,7 @@ class Journal:
             kept = [line for line in _whole_lines(self.file) if json.loads(line)["sequence"] <= sequence]
             atomic.write_text(self.file, "".join(line + "\n" for line in kept))
         if (folder / "phases.json").exists():
-            self.phases = json.loads((folder / "phases.json").read_text())
+            self.phases = atomic.read_json(folder / "phases.json")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=sequence)
 
     def took_part(

@@ -6,7 +6,6 @@ The people are the test split of all members and, in simulations, the test-only 
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -16,6 +15,7 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 
+from pm1_core import atomic
 from pm1_core.checkpoint import CheckpointFolder, State
 from pm1_core.data.definition import load_definition
 from pm1_core.data.store import Store
@@ -135,7 +135,7 @@ def _raised(workspace: Workspace) -> dict[str, Any]:
     file = workspace.folder / "cohort.json"
     if not file.exists():
         return {}
-    summary = json.loads(file.read_text())
+    summary = atomic.read_json(file)
     labels = {target.name: target.label for target in load_definition(workspace.definition).summary.targets}
     return {
         "raised": {
@@ -210,7 +210,7 @@ def _pigmentation(
     Only photographs are shown to the transformer: an embedding that saw the genotype would find every SNP.
     """
     truth = workspace.folder / "truth" / "pigment.json"
-    planted = json.loads(truth.read_text()) if truth.exists() else {}
+    planted = atomic.read_json(truth) if truth.exists() else {}
     if planted.get("chrom") not in model.genotype or model.fundus is None:
         return {}
     raw, present = model.raw_tokens(store, people)
@@ -252,9 +252,3 @@ def _notes(config: Mapping[str, Any], workspace: Workspace) -> list[str]:
             "no hospital, as RETFound was on public collections."
         )
     return notes
-
-
-def state_of(run: Path) -> State:
-    """The global tensors of a run's latest checkpoint."""
-    checkpoints = CheckpointFolder(run / "checkpoints")
-    return checkpoints.state(checkpoints.latest())

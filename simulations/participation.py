@@ -11,6 +11,7 @@ from typing import Any
 import cv2
 import pandas as pd
 
+from pm1_core import atomic
 from pm1_core.data.store import Store
 from pm1_core.fields import EYES, Modality, Split
 from simulations.real_cohort import SUPERPOPULATION
@@ -31,7 +32,7 @@ def located_photographs(run: Path, workspace: Workspace) -> dict[str, Any]:
         if Modality.FUNDUS not in store.modalities:
             continue
         index = pd.read_csv(path / "fundus" / "index.tsv", sep="\t", dtype=str, keep_default_na=False)
-        report = json.loads((path / "preparation.json").read_text())
+        report = atomic.read_json(path / "preparation.json")
         lost = sum(f["count"] for f in report["findings"] if f["code"] in LOST_PHOTOGRAPHS)
         sites.append({"site": site, "located": len(index), "total": len(index) + lost})
         for _, row in index.head(_SHOWN_PHOTOGRAPHS if len(workspace.stores) < 3 else 2).iterrows():
@@ -48,14 +49,14 @@ def located_photographs(run: Path, workspace: Workspace) -> dict[str, Any]:
 
 def participants(run: Path, workspace: Workspace) -> dict[str, Any]:
     """The report's `Participants`: who is at each site with what, and what preparation found."""
-    phases = json.loads((run / "phases.json").read_text())
+    phases = atomic.read_json(run / "phases.json")
     entries = []
     everybody = dict(workspace.stores) | (
         {"evaluation": workspace.evaluation} if workspace.evaluation else {}
     )
     for site, path in everybody.items():
         store = Store.open(path)
-        report = json.loads((path / "preparation.json").read_text())
+        report = atomic.read_json(path / "preparation.json")
         labels = store.labels(store.people(None))
         named = next((name for name in ("ancestry", SUPERPOPULATION) if name in labels), None)
         ancestry = labels[named].dropna() if named else pd.Series(dtype=str)
@@ -78,5 +79,5 @@ def participants(run: Path, workspace: Workspace) -> dict[str, Any]:
             }
         )
     file = workspace.folder / "cohort.json"
-    excluded = json.loads(file.read_text()).get("excluded", []) if file.exists() else []
+    excluded = atomic.read_json(file).get("excluded", []) if file.exists() else []
     return {"sites": entries, **({"excluded": excluded} if excluded else {})}

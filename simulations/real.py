@@ -119,7 +119,10 @@ def heart_disease(keys: list[str], figures: list[KeyFigures]) -> Repeats:
         for site in hospitals
         for name in (FEDERATED, LOGISTIC)
     ]
-    return {"keys": keys, "rows": rows, "reference": LOGISTIC, "margin": MARGIN}
+    everywhere = {site for found in figures for site in found.heart}
+    absent = sorted(everywhere - set(hospitals))
+    outcome: Repeats = {"keys": keys, "rows": rows, "reference": LOGISTIC, "margin": MARGIN}
+    return {**outcome, "absent": absent} if absent else outcome
 
 
 def verdicts(results: Results) -> list[tuple[bool, str]]:
@@ -149,6 +152,10 @@ def verdicts(results: Results) -> list[tuple[bool, str]]:
                     f" {ours:.3f} >= {reference - data['margin']:.3f} ({data['reference']} {reference:.3f}"
                     f" - {data['margin']:g})",
                 )
+            )
+        for site in data.get("absent", []):
+            said.append(
+                (False, f"heart disease at {site}: nobody with or nobody without it held out under some key")
             )
     if "photographs" in results:
         located = sum(site["located"] for site in results["photographs"]["sites"])

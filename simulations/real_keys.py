@@ -6,7 +6,6 @@ gets its own preparation, its own federation of statistics, genotypes and phenot
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -88,7 +87,7 @@ class KeyJob:
         measured_on = {"study": study.hash, "stores": [store.fingerprint for store in opened]}
         file = self.run / "figures.json"
         if file.exists():
-            content = json.loads(file.read_text())
+            content = atomic.read_json(file)
             if content["measured_on"] == measured_on:
                 return KeyFigures(**content["figures"])
         summary = load_definition(self.cohort / "study.yaml").summary

@@ -32,11 +32,6 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {plural}"
 
 
-def p_value(p: float) -> str:
-    """Two digits, or the bound that a reader cares about."""
-    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
-
-
 def power(log10_p: float) -> str:
     """A p-value from its -log10, as m × 10^-e."""
     exponent = int(np.ceil(log10_p))

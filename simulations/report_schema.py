@@ -275,6 +275,7 @@ class Repeats(TypedDict):
     keys: list[str]
     rows: list[RepeatEntry]
     reference: str  # name of the row that the first is held against
+    absent: NotRequired[list[str]]  # sites that had no figure under some key
     margin: float
 
 

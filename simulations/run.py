@@ -44,6 +44,8 @@ def run(config: dict[str, Any], stages: Stages) -> Path:
     if config["site"]["threads"]:
         torch.set_num_threads(config["site"]["threads"])
     build_study(config)  # what is wrong with it is said before anything is written
+    folder.mkdir(parents=True, exist_ok=True)  # a folder that cannot be written to is said before the work
+    folder.mkdir(parents=True, exist_ok=True)  # a folder that cannot be written to is said before the work
     workspace = simulated(config, stages)
     _remember(config, folder)
     config = with_base(config, workspace)
@@ -58,7 +60,7 @@ def run(config: dict[str, Any], stages: Stages) -> Path:
         "baselines": config["baselines"],
     }
     marker = folder / "assessed.json"
-    if not marker.exists() or json.loads(marker.read_text()) != key:
+    if not marker.exists() or atomic.read_json(marker) != key:
         assess(folder, config, study, workspace, stages, began)
         atomic.write_json(marker, key)
     return write_report(folder)
@@ -134,7 +136,7 @@ def _settled(config: dict[str, Any], folder: Path) -> dict[str, Any]:
 def _request(folder: Path) -> dict[str, Any] | None:
     """What the run in `folder` was asked for, if there is one."""
     marker = folder / "request.json"
-    content: dict[str, Any] | None = json.loads(marker.read_text()) if marker.exists() else None
+    content: dict[str, Any] | None = atomic.read_json(marker) if marker.exists() else None
     return content
 
 

@@ -48,6 +48,24 @@ def test_bad_input_gets_one_sentence_and_an_exit_code(  # type: ignore[no-untype
     assert not list(tmp_path.rglob("*.json"))
 
 
+def test_a_folder_that_cannot_be_used_is_said_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert simulations.cli.main(["run", f"runs={tmp_path}/file/runs", f"cohorts={tmp_path}/cohorts"]) == 2
+    assert "not a directory" in capsys.readouterr().err
+    assert not (tmp_path / "cohorts").exists()
+
+
+def test_a_torn_file_of_our_own_is_named_with_code_3(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "request.json").write_text('{"study": {')
+    assert simulations.cli.main(["run", "resume=r", f"runs={tmp_path}"]) == 3
+    assert "request.json: found no whole JSON" in capsys.readouterr().err
+
+
 def test_a_site_checks_and_prepares_its_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     manifest = write_hospitals(tmp_path / "h")["south"]
     assert client.cli.main(["check", str(manifest)]) == 0

@@ -25,12 +25,35 @@ from server.configure import build_study
         ("foo", r"argument 'foo': is no override; write key=value"),
         ("model.fusion.heads=7", r"fusion.heads: found 7 heads for width \d+; use a divisor"),
         ("study.phases.fusion.loop.optimiser.name=lion", r"optimiser.name: found 'lion'; accepted: adam"),
+        ("+foo=1", r"key 'foo': there is no such key"),
+        ("site.device=cuad", r"device: found 'cuad'; did you mean 'cuda'"),
+        ("study.phases.genotype.chromosomes=[15", r"argument 'study.phases.genotype.chromosomes=\[15'"),
         ("model=pape", r"key 'model': found 'pape'; did you mean 'paper'"),
     ],
 )
 def test_a_wrong_override_is_refused_with_its_key_and_what_is_accepted(override: str, sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         compose.load("simulation", [override])
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("privacy.unit=record", r"key 'privacy.unit': found 'record'; accepted: none"),
+        ("strategy.name=median", r"key 'strategy.name': found 'median'; accepted: fedavg"),
+    ],
+)
+def test_what_a_study_cannot_be_built_with_is_refused_before_anything_runs(
+    override: str, sentence: str
+) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        build_study(compose.load("server", [override]))
+
+
+def test_a_phase_can_be_left_out() -> None:
+    study = build_study(compose.load("simulation", ["~study.phases.fundus"]))
+    assert "fundus" not in [phase.name for phase in study.phases]
+    assert study.phases[-1].parameters["model"]["fundus_width"] == 1
 
 
 @pytest.mark.parametrize("size", ["tiny", "small", "paper"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -219,13 +220,14 @@ def prepare(manifest: SiteManifest, out: Path | str, progress: Progress | None =
     written with it, with `skipped` set. progress is called with (stage, done, total); total 0 means
     unknown. An interrupted run leaves what was at `out` before.
 
-    Raises DataError naming file and row for what cannot be used, StoreError if `out` holds something else.
+    Raises DataError naming file and row for what cannot be used, or `out` if it holds something else or cannot
+    be written.
     """
     out = Path(out)
     inputs = _Inputs(manifest)
     fingerprint = inputs.fingerprint()
     if out.exists() and not is_store(out) and (not out.is_dir() or any(out.iterdir())):
-        raise StoreError(refusal(out, "found something that is no store", "name an empty or new folder"))
+        raise DataError(refusal(out, "found something that is no store", "name an empty or new folder"))
     if is_store(out):
         try:
             store = Store.open(out)
@@ -237,8 +239,11 @@ def prepare(manifest: SiteManifest, out: Path | str, progress: Progress | None =
         with whole_folder(out) as folder:
             report = _write(inputs, fingerprint, folder, progress or _silent)
     except OSError as problem:
-        raise StoreError(
-            refusal(out, f"could not be written ({problem.strerror})", "make room there and prepare again")
+        remedy = (
+            "make room there" if problem.errno == errno.ENOSPC else "name a folder that can be written to"
+        )
+        raise DataError(
+            refusal(out, f"could not be written ({problem.strerror})", f"{remedy} and prepare again")
         ) from None
     return report
 

@@ -162,19 +162,3 @@ def proportion_interval(successes: int, total: int, confidence: float = 0.95) ->
     require_range("successes", successes, 0, total)
     interval = stats.binomtest(successes, total).proportion_ci(confidence, method="wilson")
     return float(interval.low), float(interval.high)
-
-
-def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
-    """Mean of repeats and Student's interval around it: (mean, low, high); one value has no interval.
-
-    The repeats of one data set under several split keys share people, so this interval says how far
-    the choice of the split moves the mean, not how far another sample of people would.
-    """
-    array = np.asarray(values, dtype=np.float64)
-    require_shape("values", array, (None,))
-    require_range("number of values", array.size, 1)
-    mean = float(array.mean())
-    if array.size == 1:
-        return mean, mean, mean
-    reach = float(stats.t.ppf(0.5 + confidence / 2, array.size - 1)) * float(stats.sem(array))
-    return mean, mean - reach, mean + reach

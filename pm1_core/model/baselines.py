@@ -10,12 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from pm1_core.errors import ConfigError, DataError
-from pm1_core.fields import MISSING_DOSAGE
 from pm1_core.model.genotype_vae import DOSAGES, GenotypeVAE, GenotypeVAEConfig, sample
 from pm1_core.validate import refusal, require_choice
 
@@ -104,25 +102,6 @@ def build_genotype_model(architecture: str, config: GenotypeVAEConfig, n_snps: i
     if architecture == "shallow":
         return ShallowGenotypeVAE(config.latent, 2 * config.latent, n_snps)
     return GenotypeVAE(config, n_snps)
-
-
-def pca_reconstruct(train: np.ndarray, test: np.ndarray, components: int) -> np.ndarray:
-    """Dosages of `test` rebuilt from `components` principal components of `train`, uint8 [n, S].
-
-    train, test: uint8 [*, S], 3 = missing, which takes the training mean of its SNP. The rebuilt dosage is
-    rounded to 0, 1 or 2. Raises DataError if `components` exceeds people or SNPs.
-    """
-    limit = min(train.shape)
-    if not 1 <= components <= limit:
-        remedy = f"use from 1 to {limit} (the smaller of people and SNPs)"
-        raise DataError(refusal("principal components", f"found {components}", remedy))
-    observed = train != MISSING_DOSAGE
-    mean = np.where(observed, train, 0).sum(0) / np.maximum(observed.sum(0), 1)
-    fitted = PCA(components, svd_solver="full").fit(np.where(observed, train, mean))
-    filled = np.where(test != MISSING_DOSAGE, test, mean)
-    rebuilt = fitted.inverse_transform(fitted.transform(filled))
-    dosages: np.ndarray = np.clip(np.rint(rebuilt), 0, DOSAGES - 1).astype(np.uint8)
-    return dosages
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from pm1_core import atomic
 from pm1_core.errors import ConfigError
 from pm1_core.training.optimisers import OptimiserConfig, build_optimiser, learning_rate
 from pm1_core.training.order import Order, generator
-from pm1_core.validate import require_keys, require_range
+from pm1_core.validate import require_choice, require_keys, require_range
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ class Losses:
     total: torch.Tensor
     parts: Mapping[str, float] = field(default_factory=dict)
 
+
+DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
 
 LossOf = Callable[[np.ndarray, torch.Generator, int], Losses]
 
@@ -37,7 +39,7 @@ class LoopConfig:
     batch_size: people in a step; 0 takes everybody at once (full-batch gradient descent)
     epochs: local epochs per round
     keep_moments: carry the optimiser's state from round to round on the site's own disk
-    device: "cpu", "cuda" or "auto"
+    device: one of DEVICES, also "cuda:1"; "auto" takes a GPU where there is one
     """
 
     batch_size: int = 64
@@ -45,6 +47,10 @@ class LoopConfig:
     keep_moments: bool = True
     device: str = "auto"
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+
+    def __post_init__(self) -> None:
+        if self.device.partition(":")[0] not in DEVICES:
+            require_choice("device", self.device, DEVICES, ConfigError)
 
     @staticmethod
     def of(parameters: Mapping[str, Any]) -> LoopConfig:

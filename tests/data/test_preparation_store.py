@@ -27,7 +27,7 @@ from pm1_core.data.definition import StudySummary, load_definition
 from pm1_core.data.manifest import load_manifest
 from pm1_core.data.preparation import check, prepare
 from pm1_core.data.store import VERSION, Store
-from pm1_core.errors import ManifestError, PM1Error, StoreError
+from pm1_core.errors import DataError, ManifestError, PM1Error, StoreError
 from pm1_core.fields import Modality
 
 COLUMNS = [{"name": "age", "kind": "continuous", "unit": "years"}]
@@ -180,7 +180,7 @@ def test_a_folder_that_is_no_store_is_never_replaced(site: Path) -> None:
     out = site.parent / "precious"
     out.mkdir()
     (out / "thesis.txt").write_text("ten years")
-    with pytest.raises(StoreError, match="found something that is no store"):
+    with pytest.raises(DataError, match="found something that is no store"):
         prepare(load_manifest(site), out)
     assert (out / "thesis.txt").read_text() == "ten years"
 
@@ -200,7 +200,7 @@ def test_a_full_disk_ends_in_a_sentence(site: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr("pm1_core.data.arrays.RowWriter.append", full)
     with pytest.raises(
-        StoreError, match=r"store: could not be written \(No space left on device\); make room"
+        DataError, match=r"store: could not be written \(No space left on device\); make room"
     ):
         prepare(load_manifest(site), site.parent / "store")
     assert not list(site.parent.glob(".store*"))

@@ -11,8 +11,6 @@ from sklearn.metrics import roc_auc_score
 from pm1_core.errors import InputError
 from pm1_core.evaluation.intervals import (
     holm,
-    mean_interval,
-    proportion_interval,
     roc_auc,
     roc_auc_difference,
 )
@@ -155,11 +153,3 @@ def test_refusals_say_what_was_found(labels: list[int], scores: list[float], sai
 def test_holm_lies_between_the_raw_and_the_bonferroni_p(p_values: list[float]) -> None:
     for raw, adjusted in zip(p_values, holm(p_values), strict=True):
         assert raw <= adjusted <= min(1.0, raw * len(p_values)) + 1e-12
-
-
-def test_intervals_of_shares_and_repeats() -> None:
-    low, high = proportion_interval(8, 10)
-    assert (round(low, 4), round(high, 4)) == (0.4902, 0.9433)  # Wilson by hand
-    mean, low, high = mean_interval([1.0, 2.0, 3.0])
-    assert (mean, round(low, 3), round(high, 3)) == (2.0, -0.484, 4.484)
-    assert mean_interval([0.5]) == (0.5, 0.5, 0.5)

@@ -8,7 +8,6 @@ from pm1_core.model.baselines import (
     ARCHITECTURES,
     build_genotype_model,
     fit_logistic,
-    pca_reconstruct,
 )
 from pm1_core.model.genotype_vae import GenotypeVAEConfig
 from pm1_core.model.objectives import genotype_loss
@@ -47,21 +46,6 @@ def test_the_linear_projection_is_linear() -> None:
     a, b = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
     zero = model.decode(torch.zeros(3, 4))
     torch.testing.assert_close(model.decode(a + b) - zero, model.decode(a) + model.decode(b) - 2 * zero)
-
-
-def test_principal_components_rebuild_what_has_their_rank() -> None:
-    train, test = rank_two(60, 20, 0), rank_two(15, 20, 2)
-    np.testing.assert_array_equal(pca_reconstruct(train, test, 2), test)
-    holed = test.copy()
-    holed[0, 3] = 3
-    rebuilt = pca_reconstruct(train, holed, 2)
-    assert rebuilt.dtype == np.uint8
-    assert rebuilt.max() <= 2
-
-
-def test_more_components_than_people_are_refused() -> None:
-    with pytest.raises(DataError, match="from 1 to 5"):
-        pca_reconstruct(rank_two(5, 20, 0), rank_two(5, 20, 0), 6)
 
 
 def test_logistic_baseline_gives_scikit_learns_log_odds() -> None:
