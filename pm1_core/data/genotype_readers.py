@@ -128,7 +128,7 @@ class PlinkGenotypes:
                 sample_subset=keep.astype(np.uint32), allele_idx_offsets=offsets,
             )  # fmt: skip
         except (RuntimeError, AssertionError, OSError) as problem:
-            text = str(problem).replace("\n", " ").strip().rstrip(".")
+            text = _sentence(problem)
             raise DataError(
                 refusal(
                     self._data,
@@ -202,5 +202,12 @@ class PlinkGenotypes:
         try:
             read()
         except RuntimeError as problem:
-            text = str(problem).strip().rstrip(".")
+            text = _sentence(problem)
             raise DataError(refusal(self._data, f"broke off ({text})", "copy the file again")) from None
+
+
+def _sentence(problem: Exception) -> str:
+    """What pgenlib said, some of which it says in bytes."""
+    said = problem.args[0] if problem.args else problem
+    text = said.decode(errors="replace") if isinstance(said, bytes) else str(said)
+    return " ".join(text.split()).rstrip(".")
