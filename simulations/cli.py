@@ -128,11 +128,10 @@ def _require_bare_resume(config: dict[str, Any], overrides: Sequence[str]) -> No
 
 
 def _table(rows: list[dict[str, object]]) -> str:
-    lines = [f"{'phase':<14} {'trained':<14} {'validation loss':>16} {'test loss':>12}"]
+    lines = [f"{'phase':<14} {'trained':<14} {'people':>7} {'validation loss':>16} {'test loss':>12}"]
     for row in rows:
-        lines.append(
-            f"{row['phase']:<14} {row['trained']:<14} {row['validation']:>16.4f} {row['test']:>12.4f}"
-        )
+        figures = f"{row['people']:>7} {row['validation']:>16.4f} {row['test']:>12.4f}"
+        lines.append(f"{row['phase']:<14} {row['trained']:<14} {figures}")
     return "\n".join(lines)
 
 
