@@ -112,31 +112,40 @@ class Site:
         task = build_task(order, self.store.study)
         state = State(self.objects, _parts(facts))
         tensors = records.tensors_of(message.content)
-        scratch = self.folder / "phases"
-        scratch.mkdir(parents=True, exist_ok=True)
-        before = {}
-        if facts.get("validate"):
-            figures = task.evaluate(self.store, order, state, tensors, scratch, Split.VALIDATION)
-            before = {f"{Split.VALIDATION}.{name}": value for name, value in figures.items()}
-        update = task.train(self.store, order, state, tensors, scratch)
+        before = self._figures(message, [Split.VALIDATION]) if facts.get("validate") else {}
+        update = task.train(self.store, order, state, tensors, self._scratch())
         update = Update(update.tensors, update.weight, {**update.metrics, **before})
         reply = self.outbox.release("train", order, {}, update)
         return Message(reply, reply_to=message)
 
     def evaluate(self, message: Message) -> Message:
         """Figures of the sent model on validation and test people, no tensors."""
+        order, _ = _request(message)
+        metrics = self._figures(message, [Split.VALIDATION, Split.TEST])
+        weight = build_task(order, self.store.study).examples(self.store)
+        reply = self.outbox.release("evaluate", order, {}, Update({}, weight, metrics))
+        return Message(reply, reply_to=message)
+
+    def _figures(self, message: Message, splits: list[Split]) -> dict[str, float]:
+        """Figures of the model in `message` by "SPLIT.name", for the splits that have people here."""
         order, facts = _request(message)
         order = order.at(self.store.site)
         task = build_task(order, self.store.study)
-        state = State(self.objects, _parts(facts))
-        tensors = records.tensors_of(message.content)
-        metrics = {}
-        for split in (Split.VALIDATION, Split.TEST):
-            if task.examples(self.store, split):
-                figures = task.evaluate(self.store, order, state, tensors, self.folder / "phases", split)
-                metrics.update({f"{split}.{name}": value for name, value in figures.items()})
-        reply = self.outbox.release("evaluate", order, {}, Update({}, task.examples(self.store), metrics))
-        return Message(reply, reply_to=message)
+        state, tensors = State(self.objects, _parts(facts)), records.tensors_of(message.content)
+        return {
+            f"{split}.{name}": value
+            for split in splits
+            if task.examples(self.store, split)
+            for name, value in task.evaluate(
+                self.store, order, state, tensors, self._scratch(), split
+            ).items()
+        }
+
+    def _scratch(self) -> Path:
+        """The site's own disk for moments and caches."""
+        scratch = self.folder / "phases"
+        scratch.mkdir(parents=True, exist_ok=True)
+        return scratch
 
 
 def make_app(locate: Callable[[Context], SitePaths]) -> ClientApp:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from configs import compose
-from pm1_core.command import guarded
+from pm1_core.command import grammar, guarded
 from pm1_core.data.manifest import load_manifest
 from pm1_core.data.preparation import check, prepare
 from pm1_core.data.preparation_report import PreparationReport
@@ -28,13 +28,7 @@ The store is what the site's Flower client reads:
 
 def parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
-    root = argparse.ArgumentParser(
-        prog="pm1-site",
-        description="A hospital's data, next to which PM1 is trained.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    root, commands = grammar("pm1-site", "A hospital's data, next to which PM1 is trained.", _EPILOG)
     for name, text in (
         ("check", "read everything the manifest names, say what is wrong with file and row, write nothing"),
         ("prepare", "turn the files into a store that is read by memory map, with a report of every finding"),

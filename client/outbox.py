@@ -35,8 +35,9 @@ class Outbox:
         """
         digest = hashlib.sha256()
         size = 0
-        for name in sorted(update.tensors) if update else ():
-            content = np.ascontiguousarray(update.tensors[name])  # type: ignore[union-attr]
+        tensors = update.tensors if update else {}
+        for name in sorted(tensors):
+            content = np.ascontiguousarray(tensors[name])
             digest.update(name.encode())
             digest.update(content.data)
             size += content.nbytes

@@ -6,17 +6,33 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from pm1_core.errors import PM1Error
+
+if TYPE_CHECKING:
+    Subcommands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 _DISK = {
     errno.ENOSPC: "the disk is full; free some space and run the command again",
     errno.EROFS: "the file system is read-only; choose a folder that can be written to",
     errno.EACCES: "permission denied; choose a folder that can be written to, or a file that can be read",
 }
+
+
+def grammar(name: str, description: str, epilog: str) -> tuple[argparse.ArgumentParser, Subcommands]:
+    """The parser of a command, and the place for its subcommands, one of which is required."""
+    root = argparse.ArgumentParser(
+        prog=name,
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    return root, root.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
 
 def guarded(name: str, command: Callable[[], None]) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 from configs import compose
 from pm1_core import atomic
 from pm1_core.checkpoint import Checkpoint, CheckpointFolder
-from pm1_core.command import guarded
+from pm1_core.command import grammar, guarded
 from pm1_core.errors import CheckpointError
 from pm1_core.validate import refusal
 
@@ -26,13 +26,7 @@ A resolved study runs on real sites through Flower:
 
 def parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
-    root = argparse.ArgumentParser(
-        prog="pm1-server",
-        description="Coordinate a federated study of PM1.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    root, commands = grammar("pm1-server", "Coordinate a federated study of PM1.", _EPILOG)
     study = commands.add_parser("study", help="resolve a study and show its phases")
     study.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     study.add_argument("--out", type=Path, help="write the resolved study to this file")

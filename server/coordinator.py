@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 import strategies
 from pm1_core.checkpoint import Checkpoint, CheckpointFolder, State
 from pm1_core.data.summary import StudySummary
-from pm1_core.errors import CheckpointError
+from pm1_core.errors import CheckpointError, FederationError
 from pm1_core.fields import Split
 from pm1_core.training.tasks import Task, build_task
 from pm1_core.update import Tensors, Update
@@ -129,7 +129,8 @@ class Coordinator:
             for site, update in updates.items():
                 journal.write(sequence, phase.name, number, site, update.metrics, update.weight, seconds)
             weight = sum(update.weight for update in updates.values())
-            journal.write(sequence, phase.name, number, None, dict(means or {}), weight, seconds)  # type: ignore[arg-type]
+            averages = records.figures_of(means) if means else {}
+            journal.write(sequence, phase.name, number, None, averages, weight, seconds)
             if number == phase.rounds:
                 self._evaluate(phase, participants, tensors, frozen, sequence, journal)
             latest = checkpoints.save(
@@ -167,8 +168,12 @@ class Coordinator:
         for reply in answers.replies.values():
             facts = records.facts_of(reply.content, "site")
             site = str(facts["site"])
-            examples = {str(split): int(facts[f"examples.{split}"]) for split in Split}  # type: ignore[arg-type]
-            if facts["study"] != self.summary.hash:
+            try:
+                examples = {str(split): records.count_of(facts, f"examples.{split}") for split in Split}
+            except FederationError as error:
+                absent[site] = str(error)
+                continue
+            if facts.get("study") != self.summary.hash:
                 absent[site] = "its data were prepared for another study definition"
                 continue
             if site in counts:
@@ -226,8 +231,9 @@ class Coordinator:
             f"{phase.name}:evaluate",
             self.study.timeout,
         )
-        journal.lost(phase.name, "evaluation", answers.failures)
-        updates = {site: records.update_of(reply.content) for site, reply in answers.replies.items()}
+        kept, failures = rounds.refuse_unfit(answers, {})
+        journal.lost(phase.name, "evaluation", failures)
+        updates = {site: records.update_of(reply.content) for site, reply in kept.items()}
         seconds = time.monotonic() - began
         for site, update in updates.items():
             journal.write(sequence, phase.name, phase.rounds, site, update.metrics, update.weight, seconds)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from pm1_core.errors import FederationError, InputError
+from pm1_core.errors import FederationError, InputError, PM1Error
 from pm1_core.update import Tensors, Update
 from pm1_core.validate import refusal
 from strategies import records
@@ -73,7 +73,7 @@ def refuse_unfit(answers: Answers, tensors: Tensors) -> tuple[dict[str, Message]
             update = records.update_of(reply.content)
             _check_like(update, tensors)
             kept[site] = reply
-        except InputError as error:
+        except PM1Error as error:
             refused[site] = str(error)
     return kept, refused
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from configs import compose
-from pm1_core.command import guarded
+from pm1_core.command import grammar, guarded
 from pm1_core.errors import ConfigError
 from pm1_core.validate import refusal
 
@@ -27,13 +27,7 @@ Overrides are Hydra's: key=value, group=choice. For example
 
 def parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
-    root = argparse.ArgumentParser(
-        prog="pm1-sim",
-        description="Federated studies of PM1 on one machine.",
-        epilog=_OVERRIDES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    root, commands = grammar("pm1-sim", "Federated studies of PM1 on one machine.", _OVERRIDES)
     for name, text in (
         ("run", "make the data, train the study, write runs/NAME/report.html"),
         ("cohort", "only write and prepare the simulated hospitals' files"),

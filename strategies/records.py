@@ -61,7 +61,33 @@ def tensors_of(content: RecordDict) -> dict[str, np.ndarray]:
     return unpack_tensors(record) if record is not None else {}
 
 
+def figures_of(record: MetricRecord) -> dict[str, float]:
+    """The numbers of a Flower record. Raises FederationError if one is a list."""
+    figures = {}
+    for name, value in record.items():
+        if isinstance(value, list):
+            raise FederationError(refusal(f"figure {name!r}", "found a list", "send one number"))
+        figures[name] = float(value)
+    return figures
+
+
+def count_of(facts: Facts, name: str) -> int:
+    """A count among the facts of a site. Raises FederationError if it is absent, no whole number or negative."""
+    value = facts.get(name)
+    if not isinstance(value, int) or value < 0:
+        raise FederationError(
+            refusal(f"fact {name!r}", f"found {value!r}", "send a whole number of at least 0")
+        )
+    return value
+
+
 def update_of(content: RecordDict) -> Update:
-    """The update of a reply. Raises InputError if it holds NaN, infinity or another dtype."""
-    figures = {name: float(value) for name, value in content.metric_records["figures"].items()}  # type: ignore[arg-type]
+    """The update of a reply.
+
+    Raises FederationError if it lacks its figures or weight, InputError on NaN, infinity or another dtype.
+    """
+    record = content.metric_records.get("figures")
+    figures = figures_of(record) if record is not None else {}
+    if WEIGHT not in figures:
+        raise FederationError(refusal("update", "it has no weight", "run the same version at both ends"))
     return Update(tensors_of(content), figures.pop(WEIGHT), figures)
