@@ -1,30 +1,34 @@
-"""Global checkpoints: content-addressed safetensors, one file per part, under a manifest with a parent.
+"""Global checkpoints: content-addressed tensors, part by part, under a signed manifest with a parent.
 
-    checkpoints/objects/<sha256>.safetensors     the tensors of one part ("genotype.22", "fusion", ...)
-    checkpoints/000017.json                      a manifest: which object each part is, and how it came about
+    checkpoints/objects/<sha256>.safetensors     tensors of one part ("genotype.22", "fusion", ...), or a shard of it
+    checkpoints/000017.json                      a manifest: which objects each part is, and how it came about
+    checkpoints/origin.json                      the manifest of another lineage that this one starts from, if any
 
 A manifest names every part of the model so far, so each checkpoint is whole, and a part that a phase did not
 touch costs nothing. The hash of a manifest covers its content, its parent's hash among it: a lineage. Nothing
-in a manifest depends on the clock or the machine; the same study and seed give the same bytes.
+under that hash depends on the clock or the machine; the same study and seed give the same bytes. What was
+measured (seconds, energy) stands beside it; the coordinator's signature covers both.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import safetensors.numpy
 
 from pm1_core import atomic
 from pm1_core.errors import CheckpointError
-from pm1_core.update import Tensors
+from pm1_core.objects import ObjectStore, Reader
+from pm1_core.signing import Signer, Trust
 from pm1_core.validate import refusal
 
-FORMAT = 1
+FORMAT = 2
 
 
 def part_of(name: str) -> str:
@@ -37,75 +41,28 @@ def part_of(name: str) -> str:
     return ".".join(pieces[:2]) if pieces[0] == "genotype" else pieces[0]
 
 
-def by_part(tensors: Tensors) -> dict[str, dict[str, np.ndarray]]:
-    """Group tensors by the part that they belong to, in the order of names."""
-    groups: dict[str, dict[str, np.ndarray]] = {}
-    for name in sorted(tensors):
-        groups.setdefault(part_of(name), {})[name] = tensors[name]
-    return groups
-
-
-class ObjectStore:
-    """Groups of named arrays in files named by their SHA-256. A file is whole or absent."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def path(self, digest: str) -> Path:
-        """Where the object with this digest lies."""
-        return self.folder / f"{digest}.safetensors"
-
-    def put(self, tensors: Tensors) -> str:
-        """Write the arrays, unless they are there, and return their SHA-256 in hex."""
-        content = safetensors.numpy.save(
-            {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
-        )
-        digest = hashlib.sha256(content).hexdigest()
-        if not self.path(digest).exists():
-            atomic.write_bytes(self.path(digest), content)
-        return digest
-
-    def get(self, digest: str) -> dict[str, np.ndarray]:
-        """Read the arrays back. Raises CheckpointError if the object is absent or its bytes have changed."""
-        try:
-            content = self.path(digest).read_bytes()
-        except FileNotFoundError:
-            raise CheckpointError(
-                refusal(
-                    self.path(digest),
-                    "found no such object",
-                    "restore the file or start from an older checkpoint",
-                )
-            ) from None
-        if hashlib.sha256(content).hexdigest() != digest:
-            raise CheckpointError(
-                refusal(self.path(digest), "the bytes do not match the name", "restore the file from a copy")
-            )
-        return safetensors.numpy.load(content)
-
-    def __contains__(self, digest: str) -> bool:
-        return self.path(digest).exists()
-
-
 class State(Mapping[str, np.ndarray]):
-    """The global tensors by name, read from an object store part by part when they are first asked for."""
+    """The global tensors by name, each read from its object when it is asked for.
 
-    def __init__(self, objects: ObjectStore, parts: Mapping[str, str]) -> None:
+    parts: part -> digests of its objects
+    """
+
+    def __init__(self, objects: ObjectStore, parts: Mapping[str, Sequence[str]]) -> None:
         self.objects = objects
-        self.parts = dict(parts)
-        self._loaded: dict[str, dict[str, np.ndarray]] = {}
+        self.parts = {part: tuple(digests) for part, digests in parts.items()}
+        self._readers: dict[str, Reader] = {}
 
-    def part(self, part: str) -> dict[str, np.ndarray]:
+    def part(self, part: str) -> Reader:
         """All tensors of one part, with their whole names."""
-        if part not in self._loaded:
-            self._loaded[part] = self.objects.get(self.parts[part])
-        return self._loaded[part]
+        if part not in self._readers:
+            self._readers[part] = Reader(self.objects, self.parts[part])
+        return self._readers[part]
 
-    def selected(self, prefixes: Sequence[str]) -> dict[str, str]:
-        """Part -> digest of the parts that `prefixes` touch ("genotype." touches all 22)."""
+    def selected(self, prefixes: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """Part -> digests of the parts that `prefixes` touch ("genotype." touches all 22)."""
         return {
-            part: digest
-            for part, digest in sorted(self.parts.items())
+            part: digests
+            for part, digests in sorted(self.parts.items())
             if any((part + ".").startswith(prefix) or prefix.startswith(part + ".") for prefix in prefixes)
         }
 
@@ -131,12 +88,16 @@ class Checkpoint:
     """What a manifest says.
 
     sequence: from 1, one more than the parent's
-    parent: hash of the parent's manifest, "" at the root
-    study, config: name of the study and SHA-256 of its resolved configuration
-    phase, round, rounds: what made it
-    parts: part -> SHA-256 of its object
+    parent: hash of the parent's manifest; at the root "", or the hash of the origin in another lineage
+    study, config, code: name of the study, SHA-256 of its resolved configuration and of the programme's sources
+    phase, round, rounds: what made it; round 0 holds what the phase starts from
+    parts: part -> SHA-256 of its objects
     sites: site -> its number of examples in this round (in the clear only)
+    metrics: "all" or a site's name -> figure -> value, of the last round of a phase; sites in the clear only
+    areas: "TARGET.GROUP" -> {"auc", "cases", "controls"} of held-out people over all sites, likewise
     privacy: the guarantee in words; "no differential privacy" where no budget was paid
+    measured: seconds and energy of the round: outside the hash, under the signature
+    signer, signature: fingerprint of the coordinator's key and its signature over hash and measured, in hex
     """
 
     sequence: int
@@ -146,56 +107,105 @@ class Checkpoint:
     phase: str
     round: int
     rounds: int
-    parts: Mapping[str, str]
+    parts: Mapping[str, Sequence[str]]
+    code: str = ""
     sites: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    areas: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     privacy: str = "no differential privacy"
     format: int = FORMAT
+    measured: Mapping[str, float] = field(default_factory=dict)
+    signer: str = ""
+    signature: str = ""
 
     @property
     def hash(self) -> str:
-        """SHA-256 over the manifest's canonical JSON."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        """SHA-256 over the canonical JSON of everything that does not depend on the machine."""
+        content = asdict(self)
+        for name in ("measured", "signer", "signature"):
+            del content[name]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def signed_bytes(self) -> bytes:
+        """What the coordinator signs."""
+        return json.dumps({"hash": self.hash, "measured": dict(self.measured)}, sort_keys=True).encode()
+
+    def signed(self, signer: Signer) -> Checkpoint:
+        """The same checkpoint under the signature of `signer`."""
+        return replace(self, signer=signer.fingerprint, signature=signer.sign(self.signed_bytes))
+
+    def to_json(self) -> str:
+        """The manifest as text."""
+        return json.dumps({**asdict(self), "hash": self.hash}, indent=1, sort_keys=True)
+
+    @staticmethod
+    def from_json(text: str, where: object = "manifest") -> Checkpoint:
+        """Read a manifest. Raises CheckpointError if it is damaged or of another format."""
+        try:
+            content = json.loads(text)
+            stated = content.pop("hash")
+            if content["format"] != FORMAT:
+                raise CheckpointError(
+                    refusal(where, f"format {content['format']!r}", f"use a checkpoint of format {FORMAT}")
+                )
+            unknown = set(content) - {item.name for item in fields(Checkpoint)}
+            if unknown:
+                raise ValueError(f"unknown key {sorted(unknown)[0]!r}")
+            parts = {part: tuple(digests) for part, digests in content.pop("parts").items()}
+            checkpoint = Checkpoint(**content, parts=parts)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(
+                refusal(where, f"cannot be read ({error})", "restore it from a copy")
+            ) from None
+        if checkpoint.hash != stated:
+            raise CheckpointError(
+                refusal(where, "its hash does not match its content", "restore it from a copy")
+            )
+        return checkpoint
 
 
 class CheckpointFolder:
-    """All checkpoints of one run, in order."""
+    """All checkpoints of one run, in order.
 
-    def __init__(self, folder: Path) -> None:
+    signer: signs what `save` writes; without one, checkpoints are unsigned and no site loads them
+    """
+
+    def __init__(self, folder: Path, signer: Signer | None = None) -> None:
         self.folder = folder
         self.objects = ObjectStore(folder / "objects")
+        self.signer = signer
 
     def save(
         self,
         previous: Checkpoint | None,
-        tensors: Tensors,
+        tensors: Mapping[str, np.ndarray] | Iterable[tuple[str, np.ndarray]],
         *,
-        study: str,
-        config: str,
-        phase: str,
-        round_number: int,
-        rounds: int,
-        sites: Mapping[str, float],
-        privacy: str,
+        without: Sequence[str] = (),
+        **manifest: Any,
     ) -> Checkpoint:
-        """Write `tensors` over what `previous` holds. The manifest is written last, so it never dangles."""
-        parts = dict(previous.parts) if previous else {}
-        for part, group in by_part(tensors).items():
-            parts[part] = self.objects.put(group)
+        """Write `tensors` over what `previous` holds, and a manifest with the fields `manifest` of Checkpoint.
+
+        tensors: by name, or pairs in the order of their names, of which no more than a shard is held
+        without: parts that are left out from here on
+        The manifest is written last, so it never dangles.
+        """
+        pairs = sorted(tensors.items()) if isinstance(tensors, Mapping) else tensors
+        parts = {part: tuple(held) for part, held in previous.parts.items()} if previous else {}
+        written: dict[str, tuple[str, ...]] = {}
+        for part, group in groupby(pairs, key=lambda pair: part_of(pair[0])):
+            written[part] = (*written.get(part, ()), *self.objects.put_all(group))
+        parts = {part: held for part, held in {**parts, **written}.items() if part not in without}
+        origin = self.origin()
         checkpoint = Checkpoint(
             sequence=previous.sequence + 1 if previous else 1,
-            parent=previous.hash if previous else "",
-            study=study,
-            config=config,
-            phase=phase,
-            round=round_number,
-            rounds=rounds,
+            parent=previous.hash if previous else origin.hash if origin else "",
             parts=parts,
-            sites=dict(sites),
-            privacy=privacy,
+            **manifest,
         )
-        atomic.write_json(
-            self._manifest(checkpoint.sequence), {**asdict(checkpoint), "hash": checkpoint.hash}
-        )
+        if self.signer is not None:
+            checkpoint = checkpoint.signed(self.signer)
+        atomic.write_text(self._manifest(checkpoint.sequence), checkpoint.to_json() + "\n")
         return checkpoint
 
     def sequences(self) -> list[int]:
@@ -206,38 +216,39 @@ class CheckpointFolder:
         """Read a manifest. Raises CheckpointError if it is absent, damaged or of another format."""
         file = self._manifest(sequence)
         try:
-            content = json.loads(file.read_text())
-            stated = content.pop("hash")
-            checkpoint = Checkpoint(**content)
+            text = file.read_text()
         except FileNotFoundError:
             raise CheckpointError(
                 refusal(file, "found no such checkpoint", f"choose from {self.folder}")
             ) from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(
-                refusal(file, f"cannot be read ({error})", "restore it from a copy")
-            ) from None
-        if checkpoint.hash != stated:
-            raise CheckpointError(
-                refusal(file, "its hash does not match its content", "restore it from a copy")
-            )
-        return checkpoint
+        return Checkpoint.from_json(text, file)
 
     def latest(self) -> Checkpoint | None:
         """The newest checkpoint, or None in a fresh run."""
         sequences = self.sequences()
         return self.load(sequences[-1]) if sequences else None
 
+    def origin(self) -> Checkpoint | None:
+        """The checkpoint of another lineage that this one starts from, if there is one."""
+        file = self.folder / "origin.json"
+        return Checkpoint.from_json(file.read_text(), file) if file.exists() else None
+
     def state(self, checkpoint: Checkpoint | None) -> State:
         """The global tensors as of `checkpoint`."""
         return State(self.objects, checkpoint.parts if checkpoint else {})
 
-    def verify(self) -> list[Checkpoint]:
-        """Walk the lineage from the root and return it; raises CheckpointError at the first broken link."""
+    def verify(self, trust: Trust | None = None) -> list[Checkpoint]:
+        """Walk the lineage from the root and return it; raises CheckpointError at the first broken link.
+
+        With `trust`, every manifest has to carry the signature of one of its keys.
+        """
         lineage: list[Checkpoint] = []
+        origin = self.origin()
+        if origin and trust:
+            trust.require(self.folder / "origin.json", origin.signed_bytes, origin.signature)
         for sequence in range(1, (self.sequences() or [0])[-1] + 1):
             checkpoint = self.load(sequence)
-            expected = lineage[-1].hash if lineage else ""
+            expected = lineage[-1].hash if lineage else origin.hash if origin else ""
             if checkpoint.parent != expected:
                 raise CheckpointError(
                     refusal(
@@ -246,8 +257,10 @@ class CheckpointFolder:
                         "the lineage is broken here; restore the missing checkpoint",
                     )
                 )
-            for digest in checkpoint.parts.values():
-                self.objects.get(digest)
+            if trust:
+                trust.require(self._manifest(sequence), checkpoint.signed_bytes, checkpoint.signature)
+            for digest in (digest for held in checkpoint.parts.values() for digest in held):
+                self.objects.check(digest)
             lineage.append(checkpoint)
         return lineage
 
