@@ -1,6 +1,6 @@
 """Global checkpoints: content-addressed tensors, part by part, under a signed manifest with a parent.
 
-    checkpoints/objects/<sha256>.safetensors     tensors of one part ("genotype.22", "fusion", ...), or a shard of it
+    checkpoints/objects/<sha256>.safetensors     tensors of one part ("genotype.22", "fusion", ...), or a shard
     checkpoints/000017.json                      a manifest: which objects each part is, and how it came about
     checkpoints/origin.json                      the manifest of another lineage that this one starts from, if any
 
@@ -66,6 +66,10 @@ class State(Mapping[str, np.ndarray]):
             if any((part + ".").startswith(prefix) or prefix.startswith(part + ".") for prefix in prefixes)
         }
 
+    def below(self, prefix: str) -> list[str]:
+        """Names that begin with `prefix`, without looking into parts that have none."""
+        return [n for part in self.selected([prefix]) for n in self.part(part) if n.startswith(prefix)]
+
     def fingerprint(self, prefixes: Sequence[str]) -> str:
         """A digest of the parts that `prefixes` touch: a key for whatever was computed from them."""
         return hashlib.sha256(json.dumps(self.selected(prefixes)).encode()).hexdigest()[:16]
@@ -92,6 +96,7 @@ class Checkpoint:
     study, config, code: name of the study, SHA-256 of its resolved configuration and of the programme's sources
     phase, round, rounds: what made it; round 0 holds what the phase starts from
     parts: part -> SHA-256 of its objects
+    trained: the parts that this phase changes
     sites: site -> its number of examples in this round (in the clear only)
     metrics: "all" or a site's name -> figure -> value, of the last round of a phase; sites in the clear only
     areas: "TARGET.GROUP" -> {"auc", "cases", "controls"} of held-out people over all sites, likewise
@@ -108,6 +113,7 @@ class Checkpoint:
     round: int
     rounds: int
     parts: Mapping[str, Sequence[str]]
+    trained: Sequence[str] = ()
     code: str = ""
     sites: Mapping[str, float] = field(default_factory=dict)
     metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
@@ -180,29 +186,46 @@ class CheckpointFolder:
         self,
         previous: Checkpoint | None,
         tensors: Mapping[str, np.ndarray] | Iterable[tuple[str, np.ndarray]],
+        **manifest: Any,
+    ) -> Checkpoint:
+        """`draft` and `commit` at once."""
+        return self.commit(self.draft(previous, tensors, **manifest))
+
+    def draft(
+        self,
+        previous: Checkpoint | None,
+        tensors: Mapping[str, np.ndarray] | Iterable[tuple[str, np.ndarray]],
         *,
         without: Sequence[str] = (),
         **manifest: Any,
     ) -> Checkpoint:
-        """Write `tensors` over what `previous` holds, and a manifest with the fields `manifest` of Checkpoint.
+        """Write `tensors` over what `previous` holds and return a signed checkpoint that is not in force yet.
 
         tensors: by name, or pairs in the order of their names, of which no more than a shard is held
         without: parts that are left out from here on
-        The manifest is written last, so it never dangles.
+        manifest: further fields of Checkpoint
         """
         pairs = sorted(tensors.items()) if isinstance(tensors, Mapping) else tensors
-        parts = {part: tuple(held) for part, held in previous.parts.items()} if previous else {}
+        origin = self.origin()
+        before = previous or origin
+        parts = {part: tuple(held) for part, held in before.parts.items()} if before else {}
         written: dict[str, tuple[str, ...]] = {}
         for part, group in groupby(pairs, key=lambda pair: part_of(pair[0])):
             written[part] = (*written.get(part, ()), *self.objects.put_all(group))
-        parts = {part: held for part, held in {**parts, **written}.items() if part not in without}
-        origin = self.origin()
         checkpoint = Checkpoint(
             sequence=previous.sequence + 1 if previous else 1,
-            parent=previous.hash if previous else origin.hash if origin else "",
-            parts=parts,
+            parent=before.hash if before else "",
+            parts={part: held for part, held in {**parts, **written}.items() if part not in without},
             **manifest,
         )
+        return checkpoint.signed(self.signer) if self.signer else checkpoint
+
+    def commit(self, checkpoint: Checkpoint, **figures: Any) -> Checkpoint:
+        """Put a draft in force, with `figures` (further fields of Checkpoint) that are known only now.
+
+        The manifest is written after the objects that it names, so it never dangles.
+        """
+        checkpoint = replace(checkpoint, **figures)
         if self.signer is not None:
             checkpoint = checkpoint.signed(self.signer)
         atomic.write_text(self._manifest(checkpoint.sequence), checkpoint.to_json() + "\n")

@@ -71,7 +71,9 @@ class ObjectStore:
 
     def put_all(self, tensors: Iterable[tuple[str, np.ndarray]], limit: int = SHARD_BYTES) -> list[str]:
         """Write arrays one after another into as many objects as `limit` bytes each ask for."""
-        digests, shard, size = [], {}, 0
+        digests: list[str] = []
+        shard: dict[str, np.ndarray] = {}
+        size = 0
         for name, array in tensors:
             if shard and size + array.nbytes > limit:
                 digests.append(self.put(shard))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
+from pm1_core.checkpoint import State as Parts
 from pm1_core.errors import StateError
 from pm1_core.update import Tensors
 from pm1_core.validate import refusal
@@ -16,7 +17,8 @@ State = Mapping[str, np.ndarray]
 
 def part(state: State, prefix: str) -> dict[str, np.ndarray]:
     """The tensors below `prefix`, with the prefix taken off. Raises StateError if there is none."""
-    found = {name.removeprefix(prefix): state[name] for name in state if name.startswith(prefix)}
+    names = state.below(prefix) if isinstance(state, Parts) else state
+    found = {name.removeprefix(prefix): state[name] for name in names if name.startswith(prefix)}
     if not found:
         raise StateError(refusal("global state", f"found nothing below {prefix!r}", "run that phase first"))
     return found
