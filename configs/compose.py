@@ -96,6 +96,8 @@ def _unknown(key: str, root: type, phases: Sequence[str]) -> str | None:
     for piece in key.split("."):
         if typing.get_origin(node) is dict:
             names, below = list(phases), typing.get_args(node)[1]
+            if below is Any:
+                return None  # a free mapping: its reader knows its keys
         elif dataclasses.is_dataclass(node):
             names, below = [item.name for item in dataclasses.fields(node)], None
         else:
@@ -128,5 +130,11 @@ def _type_of(key: str, root: type) -> str:
         if not dataclasses.is_dataclass(node) or piece not in typing.get_type_hints(node):
             return ""
         node = typing.get_type_hints(node)[piece]
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    names = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "a text",
+        Any: "+KEY=..., if the task reads it",
+    }
     return names.get(node, "" if dataclasses.is_dataclass(node) else str(node)) if key else ""

@@ -74,15 +74,17 @@ FusionModel = editable(FusionConfig)
 class PhaseNode:
     """One phase of a study.
 
-    task: statistics, genotype, phenotype, fundus, tokens or fusion
+    task: statistics, genotype, phenotype, fundus, tokens or fusion, or what an installed package offers
     rounds: federated rounds; min_sites: fewer end the study with a sentence
     chromosomes: of a genotype phase; empty takes all 22, each a phase of its own
+    parameters: of a task that an installed package offers, whatever that task reads
     """
 
     task: str = "???"
     rounds: int = 1
     min_sites: int = 1
     chromosomes: list[int] = field(default_factory=list)
+    parameters: dict[str, Any] = field(default_factory=dict)
     loop: Loop = field(default_factory=Loop)  # type: ignore[valid-type]
     objective: Objective = field(default_factory=Objective)  # type: ignore[valid-type]
 
@@ -123,10 +125,15 @@ class PrivacyNode:
 
 @dataclass
 class SiteNode:
-    """A site's own machine. threads: cores that one site's training uses; 0 leaves it to torch."""
+    """A site's own machine.
+
+    threads: cores that one site's training uses; 0 leaves it to torch
+    tasks: tasks of installed packages that may run here, by the names under which they are offered
+    """
 
     device: str = "auto"
     threads: int = 1
+    tasks: list[str] = field(default_factory=list)
 
 
 @dataclass

@@ -7,6 +7,7 @@ from typing import Any
 
 from pm1_core.errors import ConfigError
 from pm1_core.training.adapters import pin_base
+from pm1_core.training.tasks import TASKS, allowed_tasks, task_class
 from pm1_core.validate import refusal, require_choice
 from server.study import Study, expand
 from strategies import STRATEGIES
@@ -34,6 +35,9 @@ def build_study(config: Mapping[str, Any]) -> Study:
         objective, chromosomes = phase.pop("objective"), phase.pop("chromosomes")
         phase["loop"] = {**phase["loop"], "device": config["site"]["device"]}
         task = phase["task"]
+        task_class(task, allowed_tasks(config["site"].get("tasks", ())), f"phase {name!r}, task")
+        phase |= own_parameters(name, given)
+        phase.pop("parameters", None)
         if task == "genotype":
             phase["chromosomes"] = chromosomes
         if task in model:
@@ -57,6 +61,22 @@ def build_study(config: Mapping[str, Any]) -> Study:
         timeout=config["timeout"],
         privacy=PRIVACY_STATEMENTS[unit],
     )
+
+
+def own_parameters(name: str, phase: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The parameters of a task that an installed package offers; none for a task of PM1's own.
+
+    Raises ConfigError if the latter has some, or if a parameter is called like a key that every phase has.
+    """
+    where = f"key 'study.phases.{name}.parameters'"
+    parameters: Mapping[str, Any] = phase.get("parameters", {})
+    if parameters and phase["task"] in TASKS:
+        remedy = f"task {phase['task']!r} is PM1's own: use the keys beside it, loop for one"
+        raise ConfigError(refusal(where, f"found {', '.join(parameters)}", remedy))
+    for key in parameters:
+        if key in phase:
+            raise ConfigError(refusal(where, f"found {key!r}", "write that one level higher"))
+    return parameters
 
 
 def fusion_model(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,15 +11,15 @@ from typing import Any
 from pm1_core.errors import ConfigError
 from pm1_core.fields import CHROMOSOMES
 from pm1_core.training.order import Order
-from pm1_core.training.tasks import TASKS
-from pm1_core.validate import refusal, require_choice, require_range
+from pm1_core.training.tasks import require_known
+from pm1_core.validate import refusal, require_range
 
 
 @dataclass(frozen=True)
 class Phase:
     """One step of a study, ended by an evaluation.
 
-    name: "genotype.22"; task: a name in TASKS; rounds: federated rounds
+    name: "genotype.22"; task: built in, or of an installed package; rounds: federated rounds
     min_sites: fewer sites with the phase's modalities, or fewer answers in a round, end the study with a sentence
     parameters: the task's own ("model", "loop", "chromosome", ...)
     """
@@ -31,7 +31,7 @@ class Phase:
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        require_choice(f"phase {self.name!r}, task", self.task, TASKS, ConfigError)
+        require_known(f"phase {self.name!r}, task", self.task)
         require_range(f"phase {self.name!r}, rounds", self.rounds, 1, error=ConfigError)
         require_range(f"phase {self.name!r}, min_sites", self.min_sites, 1, error=ConfigError)
 
