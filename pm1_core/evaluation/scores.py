@@ -84,8 +84,8 @@ def subgroups(
     """The groups of a study, and which of `people` [n] belong to each: "ancestry=EUR" -> bool [n].
 
     One group per category of each categorical label of the study, two ("=0", "=1") per binary label, and the same
-    for those of its phenotype columns that are among `columns`. They follow from the study alone, so that all sites give the same ones,
-    empty or not. A person whose value is missing is in none of its groups.
+    for those of its phenotype columns that are among `columns`. They follow from the study alone, so that all
+    sites give the same ones, empty or not. A person whose value is missing is in none of its groups.
     """
     groups: dict[str, np.ndarray] = {}
     table = store.labels(people)

@@ -105,7 +105,7 @@ def test_a_column_with_categories_gives_a_group_for_each(hospitals: dict[str, Pa
     groups = subgroups(store, people, ["smoking"])
     smoking = {name: members for name, members in groups.items() if name.startswith("smoking")}
     assert list(smoking) == ["smoking=never", "smoking=previous", "smoking=current"]
-    values, observed = store.phenotypes(people)
+    _, observed = store.phenotypes(people)
     known = observed[:, store.study.feature_indices(["smoking"])].all(1)
     np.testing.assert_array_equal(np.sum(list(smoking.values()), axis=0), known)
 
