@@ -1,4 +1,8 @@
-"""Files that are either whole or absent: write beside, fsync, rename."""
+"""Files that are either whole or absent: write beside, fsync, rename.
+
+A process that is killed leaves the old file or the new one, whatever happens here. fsync is for the machine that
+loses power; simulations, which can be run again, do without it (`without_sync`).
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,28 @@ from pm1_core.errors import StateError
 from pm1_core.validate import refusal
 
 
+_SYNC = [True]
+
+
+@contextmanager
+def without_sync() -> Iterator[None]:
+    """Leave it to the operating system when files reach the disk, in this process, while the block runs."""
+    before, _SYNC[0] = _SYNC[0], False
+    try:
+        yield
+    finally:
+        _SYNC[0] = before
+
+
+def sync(handle: int) -> None:
+    """fsync an open file, unless within `without_sync`."""
+    if _SYNC[0]:
+        os.fsync(handle)
+
+
 def _sync_folder(folder: Path) -> None:
+    if not _SYNC[0]:
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -31,7 +56,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         with os.fdopen(handle, "wb") as stream:
             stream.write(content)
             stream.flush()
-            os.fsync(stream.fileno())
+            sync(stream.fileno())
         Path(beside).replace(path)
     except BaseException:
         Path(beside).unlink(missing_ok=True)
@@ -79,7 +104,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
         for file in beside.rglob("*"):
             if file.is_file():
                 with file.open("rb") as stream:
-                    os.fsync(stream.fileno())
+                    sync(stream.fileno())
         if path.exists():
             path.replace(old)
             beside.replace(path)

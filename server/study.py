@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import strategies
+from pm1_core.encoding import ENCODINGS
 from pm1_core.errors import ConfigError
 from pm1_core.fields import CHROMOSOMES
 from pm1_core.training.order import Order
 from pm1_core.training.tasks import require_known
-from pm1_core.validate import refusal, require_range
+from pm1_core.validate import refusal, require_choice, require_range
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,8 @@ class Phase:
     """One step of a study, ended by an evaluation.
 
     name: "genotype.22"; task: built in, or of an installed package; rounds: federated rounds
-    min_sites: fewer sites with the phase's modalities, or fewer answers in a round, end the study with a sentence
+    min_sites, min_share: a round in which fewer sites answer, or sites with less than this share of the people
+        of all sites that have the phase's modalities, ends the study with a sentence
     parameters: the task's own ("model", "loop", "chromosome", ...)
     """
 
@@ -29,11 +32,13 @@ class Phase:
     rounds: int
     min_sites: int = 1
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    min_share: float = 0.0
 
     def __post_init__(self) -> None:
         require_known(f"phase {self.name!r}, task", self.task)
         require_range(f"phase {self.name!r}, rounds", self.rounds, 1, error=ConfigError)
         require_range(f"phase {self.name!r}, min_sites", self.min_sites, 1, error=ConfigError)
+        require_range(f"phase {self.name!r}, min_share", self.min_share, 0, 1, ConfigError)
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,12 @@ class Study:
     """A list of phases under one seed.
 
     strategy: name of the aggregation strategy of training phases (statistics are always summed)
-    timeout: seconds that a round waits for sites at most
+    timeout: seconds that a round waits for answers at most
+    gather: seconds that a round waits for enough sites to be connected before it begins
+    grace: seconds that a round goes on waiting for the others once enough have answered; None waits for all
+    norm_limit: an update is refused if it moves the model by more than this many times what the others do, see
+        server.spool; 0 refuses none for its norm
+    encoding: how updates travel, see pm1_core.encoding
     privacy: the guarantee in words, for manifests and reports
     """
 
@@ -51,8 +61,13 @@ class Study:
     strategy: str = "fedavg"
     timeout: float = 3600.0
     privacy: str = "no differential privacy"
+    gather: float = 600.0
+    grace: float | None = None
+    norm_limit: float = 10.0
+    encoding: str = "full"
 
     def __post_init__(self) -> None:
+        require_choice(f"study {self.name!r}, encoding", self.encoding, ENCODINGS, ConfigError)
         if not self.phases:
             raise ConfigError(refusal(f"study {self.name!r}", "found no phase", "name at least one phase"))
         names = [phase.name for phase in self.phases]
@@ -64,12 +79,27 @@ class Study:
 
     @property
     def hash(self) -> str:
-        """SHA-256 of the resolved study. Where a file lies is no part of it, its content hash is."""
-        return hashlib.sha256(json.dumps(_without_paths(asdict(self)), sort_keys=True).encode()).hexdigest()
+        """SHA-256 of the resolved study.
+
+        Where a file lies is no part of it, its content hash is; and how long one waits is none, so that a
+        study that ran out of time can go on with more of it.
+        """
+        content = {k: v for k, v in asdict(self).items() if k not in ("timeout", "gather", "grace")}
+        return hashlib.sha256(json.dumps(_without_paths(content), sort_keys=True).encode()).hexdigest()
 
     def order(self, phase: Phase, round_number: int) -> Order:
         """The order for one round of `phase`."""
-        return Order(phase.name, phase.task, round_number, phase.rounds, self.seed, phase.parameters)
+        method = strategies.build(self.strategy).method()
+        return Order(
+            phase.name,
+            phase.task,
+            round_number,
+            phase.rounds,
+            self.seed,
+            phase.parameters,
+            method,
+            self.encoding,
+        )
 
     def to_json(self) -> str:
         """Text with sorted keys."""
@@ -93,13 +123,13 @@ def _without_paths(value: Any) -> Any:
 def expand(phases: Mapping[str, Mapping[str, Any]]) -> tuple[Phase, ...]:
     """Phases as configured, the one of task "genotype" once per chromosome.
 
-    A mapping name -> {task, rounds, min_sites, chromosomes, ...}; whatever is not a field of Phase becomes a
+    A mapping name -> {task, rounds, min_sites, min_share, chromosomes, ...}; whatever is not a field of Phase becomes a
     parameter of the task.
     """
     expanded: list[Phase] = []
     for name, given in phases.items():
         rest = dict(given)
-        fixed = {key: rest.pop(key) for key in ("task", "rounds", "min_sites") if key in rest}
+        fixed = {key: rest.pop(key) for key in ("task", "rounds", "min_sites", "min_share") if key in rest}
         if fixed.get("task") != "genotype":
             expanded.append(Phase(name=name, **fixed, parameters=rest))
             continue
