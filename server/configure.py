@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import strategies
 from pm1_core.errors import ConfigError
+from pm1_core.gates import Gates
 from pm1_core.training.adapters import pin_base
 from pm1_core.training.tasks import TASKS, allowed_tasks, task_class
 from pm1_core.validate import refusal, require_choice
 from server.study import Study, expand
-from strategies import STRATEGIES
 
 ENCODERS = {"genotype": "latent", "phenotype": "latent", "fundus": "width"}
 """Trained encoders, and the key of their sizes that is the width of their tokens."""
@@ -52,14 +53,15 @@ def build_study(config: Mapping[str, Any]) -> Study:
             phase.pop("loop")
         phases[name] = phase
     unit = require_choice("key 'privacy.unit'", config["privacy"]["unit"], PRIVACY_STATEMENTS, ConfigError)
-    strategy = require_choice("key 'strategy.name'", config["strategy"]["name"], STRATEGIES, ConfigError)
     return Study(
         name=config["study"]["name"],
         seed=config["seed"],
         phases=expand(phases),
-        strategy=strategy,
+        strategy=strategies.build(config["strategy"]).options(),
         timeout=config["timeout"],
         privacy=PRIVACY_STATEMENTS[unit],
+        gates=Gates(**config["gates"]),
+        start_from=config["start_from"],
     )
 
 

@@ -12,6 +12,7 @@ import strategies
 from pm1_core.encoding import ENCODINGS
 from pm1_core.errors import ConfigError
 from pm1_core.fields import CHROMOSOMES
+from pm1_core.gates import Gates
 from pm1_core.training.order import Order
 from pm1_core.training.tasks import require_known
 from pm1_core.validate import refusal, require_choice, require_range
@@ -45,7 +46,7 @@ class Phase:
 class Study:
     """A list of phases under one seed.
 
-    strategy: name of the aggregation strategy of training phases (statistics are always summed)
+    strategy: {"name": ..., its options}, see strategies.build; of training phases: statistics are always summed
     timeout: seconds that a round waits for answers at most
     gather: seconds that a round waits for enough sites to be connected before it begins
     grace: seconds that a round goes on waiting for the others once enough have answered; None waits for all
@@ -53,21 +54,26 @@ class Study:
         server.spool; 0 refuses none for its norm
     encoding: how updates travel, see pm1_core.encoding
     privacy: the guarantee in words, for manifests and reports
+    gates: what a checkpoint has to keep before it may be released
+    start_from: hash of the released checkpoint of another run that this one starts from; "" starts afresh
     """
 
     name: str
     seed: int
     phases: tuple[Phase, ...]
-    strategy: str = "fedavg"
+    strategy: Mapping[str, Any] = field(default_factory=lambda: {"name": "fedavg"})
     timeout: float = 3600.0
     privacy: str = "no differential privacy"
     gather: float = 600.0
     grace: float | None = None
     norm_limit: float = 10.0
     encoding: str = "full"
+    gates: Gates = field(default_factory=Gates)
+    start_from: str = ""
 
     def __post_init__(self) -> None:
         require_choice(f"study {self.name!r}, encoding", self.encoding, ENCODINGS, ConfigError)
+        strategies.build(self.strategy)
         if not self.phases:
             raise ConfigError(refusal(f"study {self.name!r}", "found no phase", "name at least one phase"))
         names = [phase.name for phase in self.phases]
@@ -110,7 +116,8 @@ class Study:
         """Read what `to_json` wrote."""
         content = json.loads(text)
         phases = tuple(Phase(**phase) for phase in content.pop("phases"))
-        return Study(**content, phases=phases)
+        gates = Gates(**content.pop("gates", {}))
+        return Study(**content, phases=phases, gates=gates)
 
 
 def _without_paths(value: Any) -> Any:

@@ -1,4 +1,7 @@
-"""Aggregation rules (`rules`, plain numpy) and the thin Flower strategies around them, by name."""
+"""How updates become one model: the aggregation strategies, each a small class in a file of its own.
+
+`build({"name": "fedadam", "server_learning_rate": 0.1})` makes one; `STRATEGIES` names all there are.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,9 @@ import os
 # Flower reads this when it is imported: a hospital's processes do not call home.
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 
-from flwr.serverapp.strategy import Strategy
+from strategies.base import Strategy
+from strategies.registry import STRATEGIES, build
+from strategies.summation import Summation
+from strategies.updates import Gathered, Updates
 
-from pm1_core.errors import ConfigError
-from pm1_core.validate import require_choice
-from strategies.fedavg import FedAvg, Summation
-
-STRATEGIES: dict[str, type[FedAvg]] = {"fedavg": FedAvg}
-
-__all__ = ["STRATEGIES", "FedAvg", "Strategy", "Summation", "build"]
-
-
-def build(name: str) -> FedAvg:
-    """The strategy of that name. Raises ConfigError naming the choices."""
-    return STRATEGIES[require_choice("strategy.name", name, STRATEGIES, ConfigError)]()
+__all__ = ["STRATEGIES", "Gathered", "Strategy", "Summation", "Updates", "build"]

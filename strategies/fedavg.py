@@ -1,46 +1,30 @@
-"""Federated averaging and plain sums as Flower strategies around the rules."""
+"""Federated averaging: McMahan et al. 2017, "Communication-efficient learning of deep networks"."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import ClassVar
 
-import flwr.serverapp.strategy as flower
-import numpy as np
-from flwr.app import ArrayRecord, Message, MetricRecord
-
-from strategies import records, rules
-
-
-class FedAvg(flower.FedAvg):
-    """Flower's FedAvg, folded in float64 in the order of site names (McMahan et al. 2017)."""
-
-    rule: Callable[[rules.Updates], dict[str, np.ndarray]] = staticmethod(rules.weighted_mean)
-
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Fold the replies; figures are averaged with the same weights."""
-        updates = {
-            str(records.facts_of(reply.content, "site")["site"]): records.update_of(reply.content)
-            for reply in replies
-        }
-        tensors = type(self).rule(updates)
-        return records.pack_tensors(tensors), MetricRecord({**mean_metrics(updates)})
+from pm1_core.update import Tensors
+from strategies import folding
+from strategies.base import Named, Strategy
+from strategies.updates import Updates
 
 
-class Summation(FedAvg):
-    """Adds what the sites send: federated statistics."""
+@dataclass(frozen=True)
+class FedAvg(Strategy):
+    """The mean over sites, weighted by examples (algorithm 1), tensor by tensor.
 
-    rule = staticmethod(rules.total)
+    A tensor is averaged over the sites that trained it, with the number of examples behind that tensor. Three
+    sites of 10, 30 and 60 examples with values 1, 2 and 4 give 3.1; if the second has no examples of the
+    tensor's modality, (10 * 1 + 60 * 4) / 70.
+    """
 
+    name: ClassVar[str | None] = "fedavg"
+    linear: ClassVar[bool] = True
 
-def mean_metrics(updates: rules.Updates) -> dict[str, float]:
-    """Figures averaged over the sites that sent them, weighted by examples."""
-    names = sorted({name for update in updates.values() for name in update.metrics})
-    means = {}
-    for name in names:
-        carriers = [updates[site] for site in sorted(updates) if name in updates[site].metrics]
-        weight = sum(update.weight for update in carriers)
-        if weight > 0:
-            means[name] = sum(update.metrics[name] * update.weight for update in carriers) / weight
-    return means
+    def aggregate(self, round_number: int, previous: Tensors, updates: Updates) -> Named:
+        """Yield the weighted mean of every tensor that travelled back."""
+        for name in updates.names:
+            before, mean = previous[name], folding.mean(updates, name)
+            yield name, before if mean is None else folding.rounded(mean, before)
