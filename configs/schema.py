@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from hydra.core.config_store import ConfigStore
 
+from pm1_core.gates import Gates
 from pm1_core.model.fundus_encoder import FundusEncoderConfig
 from pm1_core.model.fusion import FusionConfig
 from pm1_core.model.fusion_objectives import FusionObjective
@@ -68,6 +69,7 @@ GenotypeModel = editable(GenotypeVAEConfig)
 PhenotypeModel = editable(PhenotypeAutoencoderConfig)
 FundusModel = editable(FundusEncoderConfig)
 FusionModel = editable(FusionConfig)
+GatesNode = editable(Gates)
 
 
 @dataclass
@@ -158,8 +160,10 @@ class Study:
     strategy: StrategyNode = field(default_factory=StrategyNode)
     privacy: PrivacyNode = field(default_factory=PrivacyNode)
     site: SiteNode = field(default_factory=SiteNode)
+    gates: GatesNode = field(default_factory=GatesNode)  # type: ignore[valid-type]
     seed: int = 42
     timeout: float = 3600.0
+    start_from: str = ""
 
 
 @dataclass
