@@ -159,6 +159,7 @@ class Checkpoint:
             if unknown:
                 raise ValueError(f"unknown key {sorted(unknown)[0]!r}")
             parts = {part: tuple(digests) for part, digests in content.pop("parts").items()}
+            content["trained"] = tuple(content["trained"])
             checkpoint = Checkpoint(**content, parts=parts)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
@@ -260,15 +261,20 @@ class CheckpointFolder:
         """The global tensors as of `checkpoint`."""
         return State(self.objects, checkpoint.parts if checkpoint else {})
 
-    def verify(self, trust: Trust | None = None) -> list[Checkpoint]:
+    def verify(
+        self, trust: Trust | None = None, origins: Trust | None = None, *, objects: bool = True
+    ) -> list[Checkpoint]:
         """Walk the lineage from the root and return it; raises CheckpointError at the first broken link.
 
-        With `trust`, every manifest has to carry the signature of one of its keys.
+        trust: if given, every manifest has to carry the signature of one of its keys
+        origins: keys for the manifest of the origin, which another coordinator may have signed; default: `trust`
+        objects: whether the bytes of all tensors are hashed as well
         """
         lineage: list[Checkpoint] = []
         origin = self.origin()
-        if origin and trust:
-            trust.require(self.folder / "origin.json", origin.signed_bytes, origin.signature)
+        origins = origins or trust
+        if origin and origins:
+            origins.require(self.folder / "origin.json", origin.signed_bytes, origin.signature)
         for sequence in range(1, (self.sequences() or [0])[-1] + 1):
             checkpoint = self.load(sequence)
             expected = lineage[-1].hash if lineage else origin.hash if origin else ""
@@ -282,7 +288,7 @@ class CheckpointFolder:
                 )
             if trust:
                 trust.require(self._manifest(sequence), checkpoint.signed_bytes, checkpoint.signature)
-            for digest in (digest for held in checkpoint.parts.values() for digest in held):
+            for digest in (d for held in checkpoint.parts.values() for d in held if objects):
                 self.objects.check(digest)
             lineage.append(checkpoint)
         return lineage
