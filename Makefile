@@ -13,13 +13,14 @@ export PYTHONUNBUFFERED := 1
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-$(STAMP): requirements.lock pyproject.toml
+$(STAMP): requirements.lock pyproject.toml examples/tabular/pyproject.toml
 	@echo "Setting up $(VENV) (about 6.5 GB, some minutes the first time) ..."
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or later is needed; found $$($(PYTHON) --version). Use make PYTHON=python3.11"; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --disable-pip-version-check -r requirements.lock
-	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation --editable .
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation \
+		--editable . --editable examples/tabular
 	@touch $@
 
 simulate: $(STAMP)  ## the main job: a federated study over simulated hospitals, with a report to look at
@@ -39,6 +40,7 @@ check: $(STAMP)  ## lint, types, import floors
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/mypy examples/tabular/pm1_tabular.py
 	@$(BIN)/lint-imports
 
 format: $(STAMP)  ## rewrite files as the linter likes them
