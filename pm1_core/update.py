@@ -17,20 +17,27 @@ Tensors = Mapping[str, np.ndarray]
 class Update:
     """One site's answer to one order.
 
-    tensors: name -> float32 array, the names that the order sent (or, for sums, that the task declares)
-    weight: number of examples of the phase's modality in the training split, or 1 for sums
+    tensors: name -> float32 array, of the names that the order sent (or, for sums, all that the task declares);
+        a mean may lack tensors that nobody here trained, see `Task.train`
+    weight: number of examples of the phase's modalities in the training split, or 1 for sums
     metrics: name -> finite float; per-site figures exist in the clear only
+    examples: modality -> number of examples of that modality in the training split, the weight of tensors that
+        belong to one modality (`Task.modality_of`)
 
-    Raises InputError if an array is not float32 or not finite, or the weight is not a finite number >= 0.
+    Raises InputError if an array is not float32 or not finite, or a weight is not a finite number >= 0.
     """
 
     tensors: Tensors
     weight: float
     metrics: Mapping[str, float] = field(default_factory=dict)
+    examples: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not (np.isfinite(self.weight) and self.weight >= 0):
-            raise InputError(refusal("update weight", f"found {self.weight}", "use a finite count >= 0"))
+        weights = {"update weight": self.weight}
+        weights |= {f"update weight of {modality}": count for modality, count in self.examples.items()}
+        for where, count in weights.items():
+            if not (np.isfinite(count) and count >= 0):
+                raise InputError(refusal(where, f"found {count}", "use a finite count >= 0"))
         for name, array in self.tensors.items():
             if array.dtype != np.float32:
                 raise InputError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,8 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from pm1_core import atomic
 from pm1_core.errors import ConfigError
+from pm1_core.training.guide import UNGUIDED, Guide, Trained
+from pm1_core.training.memory import Memory
 from pm1_core.training.optimisers import OptimiserConfig, build_optimiser, learning_rate
 from pm1_core.training.order import Order, generator
 from pm1_core.validate import require_choice, require_keys, require_range
@@ -28,6 +28,8 @@ class Losses:
 
 
 DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
+
+_MOMENTS = "moments"
 
 LossOf = Callable[[np.ndarray, torch.Generator, int], Losses]
 
@@ -78,23 +80,33 @@ def device_of(parameters: Mapping[str, Any]) -> torch.device:
 
 
 def train_epochs(
-    module: torch.nn.Module, order: Order, folder: Path, examples: int, loss_of: LossOf
+    module: torch.nn.Module,
+    trained: Trained,
+    order: Order,
+    folder: Path,
+    examples: int,
+    loss_of: LossOf,
+    guide: Guide = UNGUIDED,
 ) -> dict[str, float]:
-    """Train `module` in place for one round and return averaged figures.
+    """Train `trained`, parameters of `module`, in place for one round and return averaged figures.
 
+    trained: by the names under which they travel, so that a strategy's guide can tell them apart
     order.parameters["loop"] is a LoopConfig. `loss_of(indices, generator, step)` gets int64 indices into
     0..examples-1, a generator for everything random in this batch, and the number of steps taken so far in
     the phase; it returns Losses. Batches of an epoch, and everything drawn in them, follow from
     (seed, phase, epoch) alone, so that a site which repeats a round repeats it to the bit.
+    guide: asked in every step that is taken, between clipping and the optimiser; not in skipped ones
 
-    Returns {"loss": mean over people, "steps": n, "skipped_steps": n, "gradient_norm": mean, **parts}.
+    Returns {"loss": mean over people, "steps": n, "skipped_steps": n, "gradient_norm": mean, **parts}. The norm is
+    of the task's own gradient, before clipping and without the guide.
     """
     config = LoopConfig.of(order.parameters)
-    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    optimiser = build_optimiser(trainable, config.optimiser)
-    step = _load_moments(optimiser, folder, order) if config.keep_moments else 0
+    parameters, memory = list(trained.values()), Memory(folder, order)
+    optimiser = build_optimiser(parameters, config.optimiser)
+    step = _load_moments(optimiser, trained, memory) if config.keep_moments else 0
     module.train()
-    size = config.batch_size or examples
+    guide.begin(trained)
+    size = config.batch_size or max(1, examples)
     sums: dict[str, float] = defaultdict(float)
     seen = steps = skipped = 0
     for local in range(config.epochs):
@@ -110,13 +122,14 @@ def train_epochs(
             losses = loss_of(indices, draws, step)
             torch.autograd.backward(losses.total)
             norm = float(
-                torch.nn.utils.clip_grad_norm_(trainable, config.optimiser.clip_norm or float("inf"))
+                torch.nn.utils.clip_grad_norm_(parameters, config.optimiser.clip_norm or float("inf"))
             )
             too_large = config.optimiser.skip_norm is not None and norm > config.optimiser.skip_norm
             step += 1
             if too_large or not np.isfinite(norm) or not torch.isfinite(losses.total):
                 skipped += 1
                 continue
+            guide.adjust(trained)
             optimiser.step()
             steps += 1
             seen += len(indices)
@@ -127,30 +140,42 @@ def train_epochs(
             }.items():
                 sums[name] += value * len(indices)
     if config.keep_moments:
-        _save_moments(optimiser, folder, order, step)
+        _save_moments(optimiser, trained, memory, step)
     averages = {name: value / max(1, seen) for name, value in sums.items()}
     return {**averages, "steps": float(steps), "skipped_steps": float(skipped)}
 
 
-def _moments_file(folder: Path, order: Order, round_number: int) -> Path:
-    return folder / f"moments.{order.phase}.{round_number}.pt"
+def _load_moments(optimiser: torch.optim.Optimizer, trained: Trained, memory: Memory) -> int:
+    """Restore what the last round here left, and return the steps taken so far in the phase.
 
-
-def _load_moments(optimiser: torch.optim.Optimizer, folder: Path, order: Order) -> int:
-    """Restore the state from the end of the round before; a site that was absent then starts afresh."""
-    file = _moments_file(folder, order, order.round - 1)
-    if order.round == 1 or not file.exists():
+    By the names of tensors: one that was not trained here before starts afresh beside the others.
+    """
+    held = memory.load(_MOMENTS)
+    if held is None:
         return 0
-    content = torch.load(file, map_location="cpu", weights_only=True)
-    optimiser.load_state_dict(content["optimiser"])
-    return int(content["step"])
+    state: dict[int, dict[str, torch.Tensor]] = defaultdict(dict)
+    places = {name: place for place, name in enumerate(trained)}
+    for key, array in held.items():
+        name, _, what = key.rpartition("/")
+        if name in places:
+            state[places[name]][what] = torch.from_numpy(array)
+    (group,) = optimiser.state_dict()["param_groups"]
+    group |= {
+        key.removeprefix("/group/"): array.item() for key, array in held.items() if key.startswith("/group/")
+    }
+    optimiser.load_state_dict({"state": dict(state), "param_groups": [group]})
+    return int(held["/step"])
 
 
-def _save_moments(optimiser: torch.optim.Optimizer, folder: Path, order: Order, step: int) -> None:
-    """Keep this round's state and the one before: a coordinator may ask for this round once more."""
-    buffer = io.BytesIO()
-    torch.save({"optimiser": optimiser.state_dict(), "step": step}, buffer)
-    atomic.write_bytes(_moments_file(folder, order, order.round), buffer.getvalue())
-    for file in folder.glob(f"moments.{order.phase}.*.pt"):
-        if int(file.name.split(".")[-2]) < order.round - 1:
-            file.unlink()
+def _save_moments(optimiser: torch.optim.Optimizer, trained: Trained, memory: Memory, step: int) -> None:
+    """Keep "NAME/what" per tensor, "/group/what" of what an optimiser counts once for all, and "/step"."""
+    (group,) = optimiser.param_groups
+    held = {
+        f"{name}/{what}": value.detach().cpu().numpy()
+        for name, parameter in trained.items()
+        for what, value in optimiser.state[parameter].items()
+        if value is not None
+    }
+    counted = {key: value for key, value in group.items() if key not in ("params", *optimiser.defaults)}
+    held |= {f"/group/{key}": np.array(value) for key, value in counted.items()}
+    memory.save(_MOMENTS, {**held, "/step": np.array(step)})

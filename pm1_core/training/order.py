@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
+from pm1_core.encoding import ENCODINGS
 from pm1_core.errors import InputError
-from pm1_core.validate import refusal, require_keys, require_range
+from pm1_core.validate import refusal, require_choice, require_keys, require_range
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,10 @@ class Order:
     round, rounds: from 1 to `rounds`
     seed: the study's seed; every random number of the round follows from it, see `generator`
     parameters: the task's own parameters, JSON-able (model, optimiser, batch_size, epochs, ...)
+    method: what the strategy asks of local training, see `pm1_core.training.methods`; {} asks for nothing
+    encoding: how the update travels, see `pm1_core.encoding`
+
+    Raises InputError if the round is out of bounds or the encoding unknown.
     """
 
     phase: str
@@ -31,9 +36,12 @@ class Order:
     rounds: int
     seed: int
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    method: Mapping[str, Any] = field(default_factory=dict)
+    encoding: str = "full"
 
     def __post_init__(self) -> None:
         require_range(f"order for {self.phase!r}, round", self.round, 0, self.rounds)
+        require_choice(f"order for {self.phase!r}, encoding", self.encoding, ENCODINGS)
 
     def at(self, site: str) -> Order:
         """The order with the random numbers of one site: no two sites draw the same noise."""
@@ -51,7 +59,7 @@ class Order:
         except json.JSONDecodeError as error:
             raise InputError(refusal("order", f"found no JSON ({error})", "send Order.to_json()")) from None
         names = ("phase", "task", "round", "rounds", "seed", "parameters")
-        return Order(**require_keys("order", content, names))
+        return Order(**require_keys("order", content, names, ("method", "encoding")))
 
 
 def derived_seed(seed: int, *purpose: str | int) -> int:

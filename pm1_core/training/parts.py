@@ -36,6 +36,13 @@ def load_part(module: torch.nn.Module, tensors: Tensors, prefix: str) -> None:
         ) from None
 
 
+def named_part(module: torch.nn.Module, prefix: str) -> dict[str, torch.nn.Parameter]:
+    """The parameters of `module` that are trained, named below `prefix` as they travel."""
+    return {
+        prefix + name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad
+    }
+
+
 def dump_part(module: torch.nn.Module, prefix: str) -> dict[str, np.ndarray]:
     """All parameters and buffers of `module` as float32 arrays, named below `prefix`."""
     return {

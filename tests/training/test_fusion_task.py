@@ -140,12 +140,56 @@ def test_a_site_with_one_modality_takes_part_without_contrast(
     people.present[:, 23] = True
     held["a"], settings = people, parameters()
     task = FusionTask(settings, STUDY)
-    update = task.train(NOBODY, order(settings), {}, task.initial({}, 42), tmp_path / "a")
+    received = task.initial({}, 42)
+    update = task.train(NOBODY, order(settings), {}, received, tmp_path / "a")
     assert update.metrics["contrast"] == 0
     assert update.metrics["skipped_steps"] == 0
-    metrics = task.evaluate(NOBODY, order(settings), {}, update.tensors, tmp_path / "a", Split.VALIDATION)
+    tensors = {**received, **update.tensors}
+    metrics = task.evaluate(NOBODY, order(settings), {}, tensors, tmp_path / "a", Split.VALIDATION)
     assert "anchor" not in metrics
     assert not any(name.startswith("cross.") for name in metrics)
+
+
+def test_projections_of_a_modality_that_a_site_lacks_are_left_out(
+    held: dict[str, TokenSet], tmp_path: Path
+) -> None:
+    held["a"] = people = some_people(12)
+    people.present[:, TOKENS_OF[Modality.GENOTYPE]] = False
+    people.present[:, 22] = True
+    decaying = {"name": "adamw", "learning_rate": 3e-3, "weight_decay": 0.5}
+    task = FusionTask(settings := parameters(optimiser=decaying), STUDY)
+    received = task.initial({}, 42)
+    update = task.train(NOBODY, order(settings), {}, received, tmp_path / "a")
+    left_out = set(received) - set(update.tensors)
+    assert left_out == {
+        f"fusion.{side}.genotype.{kind}" for side in ("inputs", "outputs") for kind in ("weight", "bias")
+    }
+    assert {task.modality_of(name) for name in left_out} == {Modality.GENOTYPE}
+    eyes = int(people.present[:, 23:].any(1).sum())
+    assert dict(update.examples) == {"genotype": 0, "phenotype": 12, "fundus": eyes}
+
+
+def test_only_projections_belong_to_one_modality() -> None:
+    task = FusionTask(parameters(), STUDY)
+    owners = {name: task.modality_of(name) for name in task.initial({}, 42)}
+    assert owners["fusion.inputs.fundus.weight"] is owners["fusion.outputs.fundus.bias"] is Modality.FUNDUS
+    assert owners["fusion.positions"] is owners["fusion.layers.0.qkv.weight"] is None
+    assert sum(owner is not None for owner in owners.values()) == 12
+
+
+def test_a_site_whose_modalities_grow_goes_on_with_the_moments_that_it_has(
+    held: dict[str, TokenSet], tmp_path: Path
+) -> None:
+    held["a"] = people = some_people(12)
+    whole = people.present.copy()
+    people.present[:, TOKENS_OF[Modality.GENOTYPE]] = False
+    people.present[:, 22] = True
+    task = FusionTask(settings := parameters(), STUDY)
+    received = task.initial({}, 42)
+    first = task.train(NOBODY, order(settings), {}, received, tmp_path / "a")
+    people.present[:] = whole | people.present
+    second = task.train(NOBODY, order(settings, 2), {}, {**received, **first.tensors}, tmp_path / "a")
+    assert set(second.tensors) == set(received)
 
 
 def test_nobody_in_a_split_is_zero_examples(held: dict[str, TokenSet], tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from pm1_core.data.store import Store
 from pm1_core.data.summary import StudySummary
 from pm1_core.fields import Modality, Split
+from pm1_core.training.guide import UNGUIDED, Guide
 from pm1_core.training.order import Order
 from pm1_core.training.parts import State
 from pm1_core.update import Tensors, Update
@@ -26,6 +27,9 @@ class Task(ABC):
     aggregation: "mean" over sites weighted by examples, or "sum" for statistics
     modalities: a site takes part if it has people with any of them in its training split
     needs: prefixes of the global state that a site gets frozen before the first round
+    guided: `train` hands its `guide` on to `train_epochs`, or does itself what `Guide` says. A task with a training
+        loop of its own that does neither says False here; a strategy that needs a guide is then refused by name
+        instead of being ignored in silence
 
     `parameters` are those of an Order; `study` is what all sites share. Global tensors are float32 arrays
     whose names begin with the part they belong to ("genotype.22.", "statistics.phenotype.").
@@ -34,6 +38,7 @@ class Task(ABC):
     name: ClassVar[str]
     aggregation: ClassVar[Literal["mean", "sum"]] = "mean"
     modalities: ClassVar[frozenset[Modality]]
+    guided: ClassVar[bool] = True
 
     def __init__(self, parameters: Mapping[str, Any], study: StudySummary) -> None:
         self.parameters = parameters
@@ -54,14 +59,51 @@ class Task(ABC):
         """The tensors that the coordinator sends in the first round."""
 
     @abstractmethod
-    def train(self, store: Store, order: Order, state: State, tensors: Tensors, folder: Path) -> Update:
-        """One round at one site. `folder` is the site's own disk for this study."""
+    def train(
+        self,
+        store: Store,
+        order: Order,
+        state: State,
+        tensors: Tensors,
+        folder: Path,
+        guide: Guide = UNGUIDED,
+    ) -> Update:
+        """One round at one site, from `tensors` as the coordinator sent them.
+
+        folder: the site's own disk for this study, shared by its phases and by the runs of a phase (a personal
+            model is trained under an order whose phase has a name of its own). What is to be remembered from
+            round to round goes through `Memory(folder, order)`, so that a round that is asked for again gives the
+            same bytes; a cache goes by what it is made from
+        guide: what the strategy adds to gradients; hand it on to `train_epochs`
+
+        The update of a mean has a tensor for every name in `tensors`, in its shape, float32, with one exception:
+        it may leave out what nobody here trained, which is a tensor whose `modality_of` has no examples here.
+        Others do not miss it, it would have weighed nothing. Its `weight` is the number of training people, and
+        `examples` has their number for each of the task's modalities. The update of a sum has all tensors.
+        """
 
     def evaluate(
         self, store: Store, order: Order, state: State, tensors: Tensors, folder: Path, split: Split
     ) -> Metrics:
         """Figures on a split, averaged over people, with their number under "examples"."""
         return {"examples": float(self.examples(store, split))}
+
+    def scores(
+        self, store: Store, order: Order, state: State, tensors: Tensors, folder: Path, split: Split
+    ) -> Tensors:
+        """Sums over the people of a split from which areas under ROC curves are computed, float32 histograms.
+
+        Only their sum over sites is looked at, see `pm1_core.evaluation.scores`. A task that predicts no target has
+        none.
+        """
+        return {}
+
+    def modality_of(self, name: str) -> Modality | None:
+        """The modality whose examples alone train the tensor `name`, or None if all of the task's do.
+
+        Such a tensor is averaged over the sites that have the modality, weighted by the people who have it.
+        """
+        return None
 
     def advance(self, round_number: int, tensors: Tensors, aggregate: Tensors) -> Tensors:
         """What the coordinator sends next, given what it sent and the sites' mean or sum."""

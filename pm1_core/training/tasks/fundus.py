@@ -21,10 +21,12 @@ from pm1_core.model.fundus_lora import (
     attach_lora,
     initial_lora,
     load_lora,
+    lora_parameters,
     lora_tensors,
     set_draws,
 )
 from pm1_core.training.adapters import PREFIX, adapters_of, fundus_config
+from pm1_core.training.guide import UNGUIDED, Guide
 from pm1_core.training.loop import Losses, device_of, train_epochs
 from pm1_core.training.order import Order, derived_seed, generator
 from pm1_core.training.parts import State
@@ -62,7 +64,15 @@ class FundusTask(Task):
         """Adapters that change nothing yet: A random by the seed, B zero."""
         return _as_arrays(initial_lora(self.config, derived_seed(seed, PREFIX, "initial")))
 
-    def train(self, store: Store, order: Order, state: State, tensors: Tensors, folder: Path) -> Update:
+    def train(
+        self,
+        store: Store,
+        order: Order,
+        state: State,
+        tensors: Tensors,
+        folder: Path,
+        guide: Guide = UNGUIDED,
+    ) -> Update:
         """One round on the photographs of this site's training people."""
         photographs = _Photographs.of(store, Split.TRAIN, self.config.image, folder)
         encoder = self._load(tensors)
@@ -71,8 +81,10 @@ class FundusTask(Task):
             set_draws(encoder, draws)
             return Losses(self._errors(encoder, photographs, indices, draws).mean())
 
-        metrics = train_epochs(encoder, order, folder, len(photographs), loss_of)
-        return Update(_as_arrays(lora_tensors(encoder)), float(len(photographs)), metrics)
+        trained = {PREFIX + name: parameter for name, parameter in lora_parameters(encoder).items()}
+        metrics = train_epochs(encoder, trained, order, folder, len(photographs), loss_of, guide)
+        weight = float(len(photographs))
+        return Update(_as_arrays(lora_tensors(encoder)), weight, metrics, {Modality.FUNDUS: weight})
 
     @torch.no_grad()
     def evaluate(

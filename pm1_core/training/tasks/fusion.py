@@ -16,9 +16,10 @@ from pm1_core.errors import ConfigError
 from pm1_core.fields import TOKENS_OF, Modality, Split
 from pm1_core.model.fusion import FusionConfig, FusionTransformer, Tokens
 from pm1_core.model.fusion_objectives import FusionObjective, fusion_losses
+from pm1_core.training.guide import UNGUIDED, Guide
 from pm1_core.training.loop import Losses, device_of, train_epochs
 from pm1_core.training.order import Order, derived_seed, generator
-from pm1_core.training.parts import State, dump_part, load_part
+from pm1_core.training.parts import State, dump_part, load_part, named_part
 from pm1_core.training.tasks.base import Metrics, Task
 from pm1_core.training.token_cache import ENCODERS, TokenSet, load_tokens
 from pm1_core.update import Tensors, Update
@@ -73,18 +74,47 @@ class FusionTask(Task):
         """Random weights that follow from the seed alone."""
         return dump_part(FusionTransformer(self.config, derived_seed(seed, PREFIX, "initial")), PREFIX)
 
-    def train(self, store: Store, order: Order, state: State, tensors: Tensors, folder: Path) -> Update:
-        """One round on this site's training people; its weight is the number of them with a token."""
+    def modality_of(self, name: str) -> Modality | None:
+        """The modality whose tokens a projection, in or out, maps."""
+        _, _, path = name.partition(PREFIX)
+        side, _, rest = path.partition(".")
+        return Modality(rest.split(".")[0]) if side in ("inputs", "outputs") else None
+
+    def train(
+        self,
+        store: Store,
+        order: Order,
+        state: State,
+        tensors: Tensors,
+        folder: Path,
+        guide: Guide = UNGUIDED,
+    ) -> Update:
+        """One round on this site's training people; its weight is the number of them with a token.
+
+        Projections of a modality that nobody has a token of are neither trained, not even by weight decay, nor
+        sent.
+        """
         held = load_tokens(store, state, self.parameters, folder, Split.TRAIN)
+        examples = {str(m): float(held.present[:, places].any(1).sum()) for m, places in TOKENS_OF.items()}
         module = self._load(tensors)
+        for name, count in examples.items():
+            if not count:
+                module.inputs[name].requires_grad_(False)
+                module.outputs[name].requires_grad_(False)
 
         def loss_of(indices: np.ndarray, draws: torch.Generator, step: int) -> Losses:
             losses = fusion_losses(module, *self._batch(held, indices), self.objective, draws)
             parts = {name: float(getattr(losses, name).detach()) for name in ("mask", "recon", "contrast")}
             return Losses(losses.total, parts)
 
-        metrics = train_epochs(module, order, folder, len(held.people), loss_of)
-        return Update(dump_part(module, PREFIX), float(len(held.people)), metrics)
+        trained = named_part(module, PREFIX)
+        metrics = train_epochs(module, trained, order, folder, len(held.people), loss_of, guide)
+        sent = {
+            name: array
+            for name, array in dump_part(module, PREFIX).items()
+            if (modality := self.modality_of(name)) is None or examples[modality]
+        }
+        return Update(sent, float(len(held.people)), metrics, examples)
 
     @torch.no_grad()
     def evaluate(

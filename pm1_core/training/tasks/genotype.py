@@ -19,9 +19,10 @@ from pm1_core.fields import Modality, Split
 from pm1_core.model.baselines import GenotypeModel, build_genotype_model
 from pm1_core.model.genotype_vae import GenotypeVAEConfig
 from pm1_core.model.objectives import GenotypeLosses, annealing, dosage_weights, genotype_loss
+from pm1_core.training.guide import UNGUIDED, Guide
 from pm1_core.training.loop import LoopConfig, Losses, device_of, train_epochs
 from pm1_core.training.order import Order, derived_seed
-from pm1_core.training.parts import State, dump_part, load_part, part
+from pm1_core.training.parts import State, dump_part, load_part, named_part, part
 from pm1_core.training.tasks.base import Metrics, Task
 from pm1_core.update import Tensors, Update
 from pm1_core.validate import refusal, require_choice, require_keys
@@ -74,7 +75,15 @@ class GenotypeTask(Task):
             torch.manual_seed(derived_seed(seed, self.prefix, "initial"))
             return dump_part(self._build(), self.prefix)
 
-    def train(self, store: Store, order: Order, state: State, tensors: Tensors, folder: Path) -> Update:
+    def train(
+        self,
+        store: Store,
+        order: Order,
+        state: State,
+        tensors: Tensors,
+        folder: Path,
+        guide: Guide = UNGUIDED,
+    ) -> Update:
         """One round on this site's training people; the KL weight goes on rising from the last round."""
         people = store.people(Split.TRAIN, Modality.GENOTYPE)
         module, weights = self._load(tensors), self._weights(state)
@@ -89,8 +98,10 @@ class GenotypeTask(Task):
             parts = {"cross_entropy": float(losses.cross_entropy.detach()), "kl": float(losses.kl.detach())}
             return Losses(losses.total, parts)
 
-        metrics = train_epochs(module, order, folder, len(people), loss_of)
-        return Update(dump_part(module, self.prefix), float(len(people)), metrics)
+        trained = named_part(module, self.prefix)
+        metrics = train_epochs(module, trained, order, folder, len(people), loss_of, guide)
+        weight = float(len(people))
+        return Update(dump_part(module, self.prefix), weight, metrics, {Modality.GENOTYPE: weight})
 
     @torch.no_grad()
     def evaluate(

@@ -24,9 +24,10 @@ from pm1_core.model.phenotype_autoencoder import (
     predict_target,
     standardise,
 )
+from pm1_core.training.guide import UNGUIDED, Guide
 from pm1_core.training.loop import Losses, device_of, train_epochs
 from pm1_core.training.order import Order, derived_seed, generator
-from pm1_core.training.parts import State, dump_part, load_part, part
+from pm1_core.training.parts import State, dump_part, load_part, named_part, part
 from pm1_core.training.tasks.base import Metrics, Task
 from pm1_core.update import Tensors, Update
 from pm1_core.validate import require_keys
@@ -93,7 +94,15 @@ class PhenotypeTask(Task):
             torch.manual_seed(derived_seed(seed, _PREFIX, "initial"))
             return dump_part(self._build(), _PREFIX)
 
-    def train(self, store: Store, order: Order, state: State, tensors: Tensors, folder: Path) -> Update:
+    def train(
+        self,
+        store: Store,
+        order: Order,
+        state: State,
+        tensors: Tensors,
+        folder: Path,
+        guide: Guide = UNGUIDED,
+    ) -> Update:
         """One round on this site's training people. Donors of missingness are other people of the batch."""
         people = store.people(Split.TRAIN, Modality.PHENOTYPE)
         module, scale, groups = self._load(tensors), self._scale(state), self._groups()
@@ -106,8 +115,10 @@ class PhenotypeTask(Task):
             parts = {"continuous": float(losses.continuous.detach()), "binary": float(losses.binary.detach())}
             return Losses(losses.total, parts)
 
-        metrics = train_epochs(module, order, folder, len(people), loss_of)
-        return Update(dump_part(module, _PREFIX), float(len(people)), metrics)
+        trained = named_part(module, _PREFIX)
+        metrics = train_epochs(module, trained, order, folder, len(people), loss_of, guide)
+        weight = float(len(people))
+        return Update(dump_part(module, _PREFIX), weight, metrics, {Modality.PHENOTYPE: weight})
 
     @torch.no_grad()
     def evaluate(

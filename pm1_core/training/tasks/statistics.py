@@ -13,6 +13,7 @@ import numpy as np
 
 from pm1_core.data.store import Store
 from pm1_core.fields import CHROMOSOMES, MISSING_DOSAGE, Modality, Split
+from pm1_core.training.guide import UNGUIDED, Guide
 from pm1_core.training.order import Order
 from pm1_core.training.parts import State
 from pm1_core.training.tasks.base import Task
@@ -39,7 +40,15 @@ class StatisticsTask(Task):
         moments = {f"statistics.phenotype.{name}": features for name in ("count", "mean", "std", "kept")}
         return {**counts, **moments}
 
-    def train(self, store: Store, order: Order, state: State, tensors: Tensors, folder: Path) -> Update:
+    def train(
+        self,
+        store: Store,
+        order: Order,
+        state: State,
+        tensors: Tensors,
+        folder: Path,
+        guide: Guide = UNGUIDED,
+    ) -> Update:
         """This site's sums over its training people. In round 2 only the squared deviations are new."""
         sums = {name: np.zeros(array.shape, np.float64) for name, array in tensors.items()}
         people = store.people(Split.TRAIN, Modality.PHENOTYPE)

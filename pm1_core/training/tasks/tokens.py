@@ -12,6 +12,7 @@ import numpy as np
 
 from pm1_core.data.store import Store
 from pm1_core.fields import TOKENS_OF, Modality, Split
+from pm1_core.training.guide import UNGUIDED, Guide
 from pm1_core.training.order import Order
 from pm1_core.training.parts import State
 from pm1_core.training.tasks.base import Task
@@ -42,7 +43,15 @@ class TokensTask(Task):
                 tensors[f"tokens.{modality}.{name}"] = np.zeros((places, widths[modality]), np.float32)
         return tensors
 
-    def train(self, store: Store, order: Order, state: State, tensors: Tensors, folder: Path) -> Update:
+    def train(
+        self,
+        store: Store,
+        order: Order,
+        state: State,
+        tensors: Tensors,
+        folder: Path,
+        guide: Guide = UNGUIDED,
+    ) -> Update:
         """This site's sums over its training people."""
         raw = raw_tokens(store, state, self.parameters, folder, Split.TRAIN)
         sums = {name: np.zeros(array.shape, np.float64) for name, array in tensors.items()}
