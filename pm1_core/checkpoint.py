@@ -240,7 +240,7 @@ class CheckpointFolder:
         """Read a manifest. Raises CheckpointError if it is absent, damaged or of another format."""
         file = self._manifest(sequence)
         try:
-            text = file.read_text()
+            text = file.read_text(errors="replace")
         except FileNotFoundError:
             raise CheckpointError(
                 refusal(file, "found no such checkpoint", f"choose from {self.folder}")
@@ -255,7 +255,7 @@ class CheckpointFolder:
     def origin(self) -> Checkpoint | None:
         """The checkpoint of another lineage that this one starts from, if there is one."""
         file = self.folder / "origin.json"
-        return Checkpoint.from_json(file.read_text(), file) if file.exists() else None
+        return Checkpoint.from_json(file.read_text(errors="replace"), file) if file.exists() else None
 
     def state(self, checkpoint: Checkpoint | None) -> State:
         """The global tensors as of `checkpoint`."""

@@ -1,0 +1,103 @@
+"""Safetensors files cut anew from others, byte by byte: no tensor is decoded, no more than a block is held.
+
+Layout of a file: a little-endian uint64 n, n bytes of JSON (name -> dtype, shape, offsets into what follows), data.
+Source: huggingface/safetensors, README, "Format".
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pm1_core.errors import CheckpointError
+from pm1_core.validate import refusal
+
+_BLOCK = 2**22
+_ALIGNED = 8
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor in a safetensors file: `length` bytes of `dtype` ("F32", ...) from byte `start` of `file` on."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    start: int
+    length: int
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in it."""
+        return math.prod(self.shape)
+
+
+def entries(file: Path) -> list[Entry]:
+    """The tensors of a safetensors file in the order of names. Raises CheckpointError if it is none."""
+    with file.open("rb") as stream:
+        try:
+            (size,) = struct.unpack("<Q", stream.read(8))
+            header: Any = json.loads(stream.read(size)) if size < file.stat().st_size else None
+            found = [
+                Entry(
+                    name=name,
+                    dtype=tensor["dtype"],
+                    shape=tuple(tensor["shape"]),
+                    file=file,
+                    start=8 + size + tensor["data_offsets"][0],
+                    length=tensor["data_offsets"][1] - tensor["data_offsets"][0],
+                )
+                for name, tensor in header.items()
+                if name != "__metadata__"
+            ]
+        except (struct.error, ValueError, KeyError, TypeError, AttributeError):
+            raise CheckpointError(
+                refusal(file, "found no safetensors file", "restore it from a copy")
+            ) from None
+    return sorted(found, key=lambda entry: entry.name)
+
+
+def shards(tensors: Iterable[Entry], limit: int) -> list[list[Entry]]:
+    """Cut into groups of at most `limit` bytes in the given order; a larger tensor is a group of its own."""
+    groups: list[list[Entry]] = [[]]
+    size = 0
+    for tensor in tensors:
+        if groups[-1] and size + tensor.length > limit:
+            groups.append([])
+            size = 0
+        groups[-1].append(tensor)
+        size += tensor.length
+    return groups
+
+
+def write(path: Path, tensors: Sequence[Entry], metadata: Mapping[str, str]) -> None:
+    """Write tensors of other files as one safetensors file, in the given order, under the names they carry."""
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    offset = 0
+    for tensor in tensors:
+        end = offset + tensor.length
+        header[tensor.name] = {
+            "dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [offset, end],
+        }  # fmt: skip
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNED)
+    with path.open("xb") as stream:
+        stream.write(struct.pack("<Q", len(text)))
+        stream.write(text)
+        for tensor in tensors:
+            with tensor.file.open("rb") as source:
+                source.seek(tensor.start)
+                left = tensor.length
+                while left:
+                    block = source.read(min(left, _BLOCK))
+                    if not block:
+                        raise CheckpointError(refusal(tensor.file, "it ends early", "restore it from a copy"))
+                    stream.write(block)
+                    left -= len(block)
