@@ -1,12 +1,13 @@
 """The configuration's schema: what keys there are, of which type, with which defaults.
 
 Sizes and optimisers are not written down twice: `editable` makes an OmegaConf node of a frozen dataclass of
-pm1_core, field by field, and `frozen` turns a composed node back into it, which checks the bounds.
+pm1_core or strategies, field by field, and `frozen` turns a composed node back into it, which checks the bounds.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import types
 import typing
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -21,22 +22,27 @@ from pm1_core.model.genotype_vae import GenotypeVAEConfig
 from pm1_core.model.phenotype_autoencoder import PhenotypeAutoencoderConfig
 from pm1_core.training.loop import LoopConfig
 from pm1_core.training.optimisers import OptimiserConfig
+from strategies import STRATEGIES
 
 T = TypeVar("T")
 
 
-def editable(core: type) -> type:
-    """A mutable dataclass with the fields and defaults of `core`: OmegaConf makes frozen ones read-only."""
+def editable(core: type, **first: str) -> type:
+    """A mutable dataclass with the fields and defaults of `core`: OmegaConf makes frozen ones read-only.
+
+    first: texts that come before the fields of `core`, with their defaults
+    """
     hints = typing.get_type_hints(core)
-    fields: list[tuple[str, Any, Any]] = []
+    fields: list[tuple[str, Any, Any]] = [(key, str, field(default=value)) for key, value in first.items()]
     for item in dataclasses.fields(core):
         kind: Any = hints[item.name]
         if dataclasses.is_dataclass(kind) and isinstance(kind, type):
             kind = editable(kind)
             fields.append((item.name, kind, field(default_factory=kind)))
         elif typing.get_origin(kind) is tuple:
-            default = [*typing.cast(tuple[float, ...], item.default)]
-            fields.append((item.name, list[float], field(default_factory=default.copy)))
+            default = [*typing.cast(tuple[Any, ...], item.default)]
+            inner = typing.get_args(kind)[0]
+            fields.append((item.name, types.GenericAlias(list, inner), field(default_factory=default.copy)))
         else:
             fields.append((item.name, kind, field(default=item.default)))
     return dataclasses.make_dataclass(core.__name__, fields)
@@ -77,7 +83,8 @@ class PhaseNode:
     """One phase of a study.
 
     task: statistics, genotype, phenotype, fundus, tokens or fusion, or what an installed package offers
-    rounds: federated rounds; min_sites: fewer end the study with a sentence
+    rounds: federated rounds
+    min_sites, min_share: fewer sites, or sites with a smaller share of the people, end the study with a sentence
     chromosomes: of a genotype phase; empty takes all 22, each a phase of its own
     parameters: of a task that an installed package offers, whatever that task reads
     """
@@ -85,6 +92,7 @@ class PhaseNode:
     task: str = "???"
     rounds: int = 1
     min_sites: int = 1
+    min_share: float = 0.0
     chromosomes: list[int] = field(default_factory=list)
     parameters: dict[str, Any] = field(default_factory=dict)
     loop: Loop = field(default_factory=Loop)  # type: ignore[valid-type]
@@ -113,9 +121,9 @@ class ModelNode:
 
 @dataclass
 class StrategyNode:
-    """How updates become one model."""
+    """How updates become one model: a name, and beside it the options of that strategy, see `strategy_nodes`."""
 
-    name: str = "fedavg"
+    name: str = "???"
 
 
 @dataclass
@@ -153,7 +161,13 @@ class PretrainNode:
 
 @dataclass
 class Study:
-    """What every command composes: a study of phases, sizes, strategy, privacy and the site's machine."""
+    """What every command composes: a study of phases, sizes, strategy, privacy and the site's machine.
+
+    timeout, gather, grace: seconds that a round waits for answers, for enough sites to begin, and for the others
+        once enough have answered (null waits for all)
+    norm_limit: an update that moves the model this many times further than the others' is refused; 0 refuses none
+    encoding: how updates travel: full, difference, bfloat16 or int8
+    """
 
     study: StudyNode = field(default_factory=StudyNode)
     model: ModelNode = field(default_factory=ModelNode)
@@ -163,6 +177,10 @@ class Study:
     gates: GatesNode = field(default_factory=GatesNode)  # type: ignore[valid-type]
     seed: int = 42
     timeout: float = 3600.0
+    gather: float = 600.0
+    grace: float | None = None
+    norm_limit: float = 10.0
+    encoding: str = "full"
     start_from: str = ""
 
 
@@ -182,6 +200,7 @@ class Simulation(Study):
 
     name: str = ""
     resume: str | None = None
+    gather: float = 0.0
     sites: int = 6
     people: int = 2000
     test_people: int = 1400
@@ -212,8 +231,19 @@ class Site:
 ROOTS: dict[str, type] = {"simulation": Simulation, "server": Study, "client": Site}
 
 
+def strategy_nodes() -> dict[str, type]:
+    """For each strategy there is, a node with its name and its options."""
+    nodes: dict[str, type] = {}
+    for name, core in STRATEGIES.items():
+        node = editable(core, name=name)
+        nodes[name] = dataclasses.make_dataclass(core.__name__, [], bases=(node, StrategyNode))
+    return nodes
+
+
 def register() -> None:
-    """Make the schema known to Hydra."""
+    """Make the schema known to Hydra, and every strategy as a choice of its group."""
     store = ConfigStore.instance()
+    for name, node in strategy_nodes().items():
+        store.store(group="strategy", name=name, node=node)
     for name, root in ROOTS.items():
         store.store(name=f"{name}_schema", node=root)

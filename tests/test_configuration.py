@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+import strategies
 from configs import compose
 from pm1_core.errors import ConfigError
 from server.configure import build_study
@@ -29,6 +30,12 @@ from server.configure import build_study
         ("site.device=cuad", r"device: found 'cuad'; did you mean 'cuda'"),
         ("study.phases.genotype.chromosomes=[15", r"argument 'study.phases.genotype.chromosomes=\[15'"),
         ("model=pape", r"key 'model': found 'pape'; did you mean 'paper'"),
+        (
+            "strategy=fedadm",
+            r"key 'strategy': found 'fedadm'; did you mean 'fedadam'\? accepted: bulyan, ditto",
+        ),
+        ("strategy.name=fedadm", r"key 'strategy.name': found 'fedadm'; did you mean 'fedadam'"),
+        ("strategy.mu=1", r"key 'strategy.mu': there is no such key; accepted: name"),
     ],
 )
 def test_a_wrong_override_is_refused_with_its_key_and_what_is_accepted(override: str, sentence: str) -> None:
@@ -40,7 +47,6 @@ def test_a_wrong_override_is_refused_with_its_key_and_what_is_accepted(override:
     ("override", "sentence"),
     [
         ("privacy.unit=record", r"key 'privacy.unit': found 'record'; accepted: none"),
-        ("strategy.name=median", r"key 'strategy.name': found 'median'; accepted: fedavg"),
     ],
 )
 def test_what_a_study_cannot_be_built_with_is_refused_before_anything_runs(
@@ -74,3 +80,57 @@ def test_token_widths_must_be_those_of_the_encoders() -> None:
 def test_a_study_survives_its_json() -> None:
     study = build_study(compose.load("server", []))
     assert type(study).from_json(study.to_json()).hash == study.hash
+
+
+@pytest.mark.parametrize("name", strategies.STRATEGIES)
+def test_every_strategy_is_a_choice_with_its_options_and_defaults(name: str) -> None:
+    config = compose.load("server", [f"strategy={name}"])
+    assert config["strategy"] == strategies.build({"name": name}).options()
+    assert build_study(config).strategy == config["strategy"]
+
+
+@pytest.mark.parametrize(
+    ("override", "option", "value"),
+    [
+        ("strategy=fedadam strategy.server_learning_rate=1", "server_learning_rate", 1.0),
+        ("strategy=krum strategy.malicious=2", "malicious", 2),
+        ("strategy=fedbn strategy.local=[*norm*,head.?]", "local", ["*norm*", "head.?"]),
+        ("strategy=scaffold strategy.weighting=uniform", "weighting", "uniform"),
+    ],
+)
+def test_an_option_of_the_chosen_strategy_is_set_by_its_name(
+    override: str, option: str, value: object
+) -> None:
+    study = build_study(compose.load("server", override.split()))
+    assert study.strategy[option] == value
+    assert type(study).from_json(study.to_json()) == study
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        (
+            "strategy=fedadam strategy.mu=1",
+            r"key 'strategy.mu': .* accepted: name, server_learning_rate, beta1",
+        ),
+        ("strategy=fedadam strategy.tau=x", r"key 'strategy.tau': .*'x'.*; give a number"),
+        ("strategy=krum strategy.malicious=1.5", r"key 'strategy.malicious': .*; give a whole number"),
+        ("strategy=fedbn strategy.local=3", r"key 'strategy.local': .*; give a list of texts"),
+        (
+            "strategy=fedadam strategy.beta1=1",
+            r"'strategy.beta1': found 1.0; use .* at least 0 and below 1\.",
+        ),
+        ("strategy=trimmed_mean strategy.trim=0.5", r"'strategy.trim': found 0.5; use .* and below 0.5"),
+        ("strategy=fedavgm strategy.server_learning_rate=0", r"found 0.0; use a number above 0"),
+        ("strategy=scaffold strategy.weighting=equal", r"found 'equal'; accepted: examples, uniform"),
+    ],
+)
+def test_an_option_that_does_not_fit_is_refused_with_what_is_accepted(override: str, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        compose.load("simulation", override.split())
+
+
+def test_a_study_of_another_strategy_or_option_is_another_study() -> None:
+    overrides = ([], ["strategy=fedadam"], ["strategy=fedadam", "strategy.tau=0.01"])
+    hashes = {build_study(compose.load("server", given)).hash for given in overrides}
+    assert len(hashes) == 3
