@@ -1,59 +1,144 @@
 """The only way out of a site: every answer to the coordinator passes here and leaves a line.
 
-`outbox.jsonl` in the site's folder has one line per release: study phase, round, what, bytes, SHA-256 of the
-tensors and the names of the figures. A release that is not finite or not float32 never becomes one.
+`outbox.jsonl` in the site's folder has one line per answer: what, study phase, round, bytes, SHA-256 of every
+object, facts, and the names of the figures. A trained or evaluated round is a *release*: it is on the site's disk
+before it leaves, under the digest of the request, and whoever asks the same again gets the same bytes again.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 from flwr.app import RecordDict
 
+from pm1_core import atomic
+from pm1_core.errors import FederationError
+from pm1_core.objects import ObjectStore
 from pm1_core.training.order import Order
-from pm1_core.update import Update
+from pm1_core.validate import refusal
 from strategies import records
+
+_KEPT_ROUNDS = 2
+
+
+@dataclass(frozen=True)
+class Release:
+    """A trained or evaluated round as it leaves.
+
+    request: digest of the request that it answers; objects: digests of its tensors, in order
+    figures: weight, weights by modality, and metrics
+    """
+
+    request: str
+    kind: str
+    phase: str
+    round: int
+    objects: list[str]
+    figures: Mapping[str, float] = field(default_factory=dict)
 
 
 class Outbox:
-    """Packs a site's answers and writes down what left."""
+    """Keeps releases of one study, packs a site's answers, and writes down what left.
 
-    def __init__(self, site: str, folder: Path) -> None:
+    log: outbox.jsonl, of all studies; folder: where this study's releases are kept
+    """
+
+    def __init__(self, site: str, log: Path, folder: Path) -> None:
         self.site = site
-        self.file = folder / "outbox.jsonl"
+        self.log = log
+        self.folder = folder
+        self.objects = ObjectStore(folder / "objects")
 
-    def release(
-        self, kind: str, order: Order, facts: records.Facts, update: Update | None = None
-    ) -> RecordDict:
-        """The content of one reply, after its line is on disk.
+    def held(self, request: str) -> Release | None:
+        """The release that answers `request`, if it has been made."""
+        file = self.folder / f"{request}.json"
+        return Release(**atomic.read_json(file)) if file.exists() else None
 
-        kind: "ready", "train" or "evaluate"; facts: what the site tells about itself.
-        """
-        digest = hashlib.sha256()
-        size = 0
-        tensors = update.tensors if update else {}
-        for name in sorted(tensors):
-            content = np.ascontiguousarray(tensors[name])
-            digest.update(name.encode())
-            digest.update(content.data)
-            size += content.nbytes
+    def keep(
+        self,
+        request: str,
+        kind: str,
+        order: Order,
+        tensors: Iterable[tuple[str, np.ndarray]],
+        figures: Mapping[str, float],
+    ) -> Release:
+        """Put a release on disk. Once this returns, it is what this site answers to `request` for good."""
+        digests = self.objects.put_all(tensors)
+        release = Release(request, kind, order.phase, order.round, digests, dict(figures))
+        atomic.write_json(self.folder / f"{request}.json", asdict(release))
+        self._forget(release)
+        return release
+
+    def answer(self, release: Release, again: bool) -> RecordDict:
+        """A release as a reply: small objects in it, of large ones the digests."""
+        sizes = [self.objects.size(digest) for digest in release.objects]
+        inline = sum(sizes) <= records.INLINE_BYTES
+        objects = [(d, self.objects.read(d)) for d in release.objects] if inline else []
+        self._write_down(release.kind, release, release.objects, sizes, {"again": again})
+        facts: dict[str, records.Fact] = {
+            "site": self.site,
+            "request": release.request,
+            "objects": release.objects,
+        }
+        return records.pack("site", facts, objects, release.figures)
+
+    def object(self, request: str, digest: str) -> RecordDict:
+        """One large object of a release. Raises FederationError if no release has it."""
+        release = self.held(request)
+        if release is None or digest not in release.objects:
+            raise FederationError(
+                refusal(f"object {digest[:12]}", "no release of this site has it", "ask for the round again")
+            )
+        self._write_down("object", release, [digest], [self.objects.size(digest)], {})
+        facts: dict[str, records.Fact] = {"site": self.site, "request": request}
+        return records.pack("site", facts, [(digest, self.objects.read(digest))])
+
+    def tell(self, kind: str, facts: records.Facts) -> RecordDict:
+        """An answer that carries facts only."""
+        self._write_down(kind, None, [], [], dict(facts))
+        return records.pack("site", {"site": self.site, **facts})
+
+    def _write_down(
+        self,
+        kind: str,
+        release: Release | None,
+        objects: list[str],
+        sizes: list[int],
+        facts: Mapping[str, object],
+    ) -> None:
         line = {
             "what": kind,
-            "phase": order.phase,
-            "round": order.round,
-            "bytes": size,
-            "sha256": digest.hexdigest(),
+            "phase": release.phase if release else "",
+            "round": release.round if release else 0,
+            "request": release.request if release else "",
+            "bytes": sum(sizes),
+            "sha256": objects,
             "facts": dict(facts),
-            "weight": update.weight if update else None,
-            "metrics": sorted(update.metrics) if update else [],
+            "weight": release.figures.get("weight") if release else None,
+            "figures": sorted(release.figures) if release else [],
         }
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        with self.file.open("a") as stream:
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("a") as stream:
             stream.write(json.dumps(line, sort_keys=True) + "\n")
             stream.flush()
-            os.fsync(stream.fileno())
-        return records.pack_reply({"site": self.site, **facts}, update)
+            atomic.sync(stream.fileno())
+
+    def _forget(self, newest: Release) -> None:
+        """Remove releases of this kind that nobody can ask for any more: all but the two newest rounds."""
+        held = [Release(**atomic.read_json(file)) for file in sorted(self.folder.glob("*.json"))]
+        rounds = sorted({r.round for r in held if r.phase == newest.phase and r.round <= newest.round})
+        kept = [
+            r
+            for r in held
+            if r.phase == newest.phase and r.round <= newest.round and r.round in rounds[-_KEPT_ROUNDS:]
+        ]
+        named = {digest for release in kept for digest in release.objects}
+        for release in held:
+            if release not in kept:
+                (self.folder / f"{release.request}.json").unlink(missing_ok=True)
+                for digest in set(release.objects) - named:
+                    self.objects.path(digest).unlink(missing_ok=True)

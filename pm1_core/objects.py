@@ -151,6 +151,6 @@ class Reader(Mapping[str, np.ndarray]):
         if self._handles is None:
             self._handles = {}
             for digest in self._digests:
-                handle = safe_open(self._objects.check(digest), framework="numpy")
+                handle: Any = safe_open(self._objects.check(digest), framework="numpy")
                 self._handles |= dict.fromkeys(handle.keys(), handle)
         return self._handles

@@ -58,6 +58,11 @@ class Signer:
         return Signer(key)
 
     @staticmethod
+    def at(path: Path) -> Signer:
+        """The key at `path`, made now if there is none: for runs whose coordinator and sites are one person."""
+        return Signer.load(path) if path.exists() else Signer.create(path)
+
+    @staticmethod
     def load(path: Path) -> Signer:
         """Read a private key. Raises InputError if it is absent, readable by others, or no Ed25519 key."""
         content = _read(path, "make one, or name the coordinator's key file")

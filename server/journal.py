@@ -1,4 +1,4 @@
-"""What a run tells while it goes on: metrics.jsonl, TensorBoard, and who took part.
+"""What a run tells while it goes on: metrics.jsonl, TensorBoard, who took part, and answers that were dropped.
 
 A line of metrics.jsonl: {"sequence", "phase", "round", "site" (null for the aggregate), "split", "examples",
 "seconds", "metrics": {...}}. Lines per site exist where the coordinator may see them: in simulations and in
@@ -8,8 +8,8 @@ studies in the clear.
 from __future__ import annotations
 
 import json
+import logging
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from torch.utils.tensorboard import SummaryWriter
 from pm1_core import atomic
 from pm1_core.fields import Split
 
+log = logging.getLogger("pm1.coordinator")
+
 
 class Journal:
     """Appends lines, and forgets those after a checkpoint when a run is resumed from it."""
@@ -27,26 +29,45 @@ class Journal:
         self.folder = folder
         self.file = folder / "metrics.jsonl"
         self.phases: dict[str, dict[str, Any]] = {}
+        self.dropped: dict[str, dict[str, int]] = {}
         folder.mkdir(parents=True, exist_ok=True)
         if self.file.exists():
             kept = [line for line in _whole_lines(self.file) if json.loads(line)["sequence"] <= sequence]
             atomic.write_text(self.file, "".join(line + "\n" for line in kept))
         if (folder / "phases.json").exists():
             self.phases = atomic.read_json(folder / "phases.json")
+        if (folder / "dropped.json").exists():
+            self.dropped = atomic.read_json(folder / "dropped.json")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=sequence)
 
     def took_part(
         self, phase: str, sites: Mapping[str, Mapping[str, int]], absent: Mapping[str, str]
     ) -> None:
-        """Record who takes part in a phase with how many people of each split, and why others do not."""
-        self.phases[phase] = {"sites": {s: dict(c) for s, c in sites.items()}, "absent": dict(absent)}
-        atomic.write_json(self.folder / "phases.json", self.phases)
+        """Record who takes part in a round of a phase with how many people of each split, and why others do not.
+
+        "sites" are those of all rounds so far, "absent" those who are not among them.
+        """
+        before = self.phases.setdefault(phase, {"sites": {}, "absent": {}})
+        entered = {**before["sites"], **{site: dict(counts) for site, counts in sites.items()}}
+        away = {site: why for site, why in absent.items() if site not in entered}
+        if (entered, away) != (before["sites"], before["absent"]):
+            before |= {"sites": entered, "absent": away}
+            atomic.write_json(self.folder / "phases.json", self.phases)
 
     def lost(self, phase: str, when: str, failures: Mapping[str, str]) -> None:
         """Record who did not answer, and why, in a round ("round 3") or in the "evaluation" of a phase."""
         if failures:
+            for site, why in sorted(failures.items()):
+                log.warning("%s, %s: without %s (%s)", phase, when, site, why)
             self.phases[phase].setdefault("lost", {})[when] = dict(failures)
             atomic.write_json(self.folder / "phases.json", self.phases)
+
+    def strange(self, site: str, what: str) -> None:
+        """Record an answer that nobody waits for: late, or given twice. They are counted and dropped."""
+        log.warning("%s %s: dropped", site, what)
+        counts = self.dropped.setdefault(site, {})
+        counts[what] = counts.get(what, 0) + 1
+        atomic.write_json(self.folder / "dropped.json", self.dropped)
 
     def write(
         self,
@@ -92,7 +113,7 @@ class Journal:
         with self.file.open("a") as stream:
             stream.write("".join(line + "\n" for line in lines))
             stream.flush()
-            os.fsync(stream.fileno())
+            atomic.sync(stream.fileno())
 
     def close(self) -> None:
         """Flush what TensorBoard holds back."""

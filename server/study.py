@@ -130,8 +130,8 @@ def _without_paths(value: Any) -> Any:
 def expand(phases: Mapping[str, Mapping[str, Any]]) -> tuple[Phase, ...]:
     """Phases as configured, the one of task "genotype" once per chromosome.
 
-    A mapping name -> {task, rounds, min_sites, min_share, chromosomes, ...}; whatever is not a field of Phase becomes a
-    parameter of the task.
+    A mapping name -> {task, rounds, min_sites, min_share, chromosomes, ...}; whatever is not a field of Phase
+    becomes a parameter of the task.
     """
     expanded: list[Phase] = []
     for name, given in phases.items():

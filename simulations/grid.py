@@ -16,7 +16,7 @@ from flwr.serverapp import Grid
 
 import client.app
 import server.app
-from client.app import SitePaths
+from client.site import SitePaths
 from pm1_core.errors import FederationError
 from pm1_core.validate import refusal
 from server.coordinator import Coordinator
@@ -40,12 +40,17 @@ class InProcessGrid(Grid):
                 node_id=node,
                 run_config={},
                 state=RecordDict(),
-                node_config={"store": paths.store, "folder": paths.folder},
+                node_config={
+                    "store": paths.store,
+                    "folder": paths.folder,
+                    "trust": paths.trust,
+                    "tasks": ",".join(paths.tasks),
+                },
             )
             for node, paths in enumerate(sites, start=2)
         }
         self._numbers = itertools.count(1)
-        self._replies: dict[str, Message] = {}
+        self._pending: dict[str, Message] = {}
         self._run: Any = None
 
     def set_run(self, run: Any) -> None:
@@ -86,20 +91,19 @@ class InProcessGrid(Grid):
         return list(self._contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        """Have every message answered now. Sites share nothing, so their order does not matter."""
-        pushed = list(messages)
-        answers = self._workers.map(self._answer, pushed) if self._workers else map(self._answer, pushed)
-        identifiers = [message.metadata.message_id for message in pushed]
-        self._replies.update(zip(identifiers, answers, strict=True))
-        return identifiers
+        """Take messages. Each is answered when it is pulled, so that few answers are in memory at a time."""
+        pushed = {message.metadata.message_id: message for message in messages}
+        self._pending |= pushed
+        return list(pushed)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """The answers, each once. Sites share nothing, so the order in which they work does not matter."""
+        asked = [self._pending.pop(one) for one in message_ids if one in self._pending]
+        return list(self._workers.map(self._answer, asked) if self._workers else map(self._answer, asked))
 
     def _answer(self, message: Message) -> Message:
         reply: Message = self._app(message, self._contexts[message.metadata.dst_node_id])
         return reply
-
-    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """The answers, each once."""
-        return [self._replies.pop(identifier) for identifier in message_ids if identifier in self._replies]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Push and pull; nothing has to be waited for."""

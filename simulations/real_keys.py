@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from client.app import SitePaths
+from client.site import SitePaths
 from pm1_core import atomic
 from pm1_core.checkpoint import CheckpointFolder
 from pm1_core.data.definition import load_definition
@@ -31,6 +31,7 @@ from pm1_core.evaluation.probe import linear_probe
 from pm1_core.fields import Modality, Split
 from pm1_core.model.baselines import fit_logistic
 from pm1_core.model.phenotype_autoencoder import predict_target
+from pm1_core.signing import Signer, public_file
 from pm1_core.training.parts import State
 from pm1_core.training.pm1 import PM1
 from pm1_core.training.tasks import build_task
@@ -91,9 +92,13 @@ class KeyJob:
             if content["measured_on"] == measured_on:
                 return KeyFigures(**content["figures"])
         summary = load_definition(self.cohort / "study.yaml").summary
-        sites = [SitePaths(str(path), str(self.run / "sites" / site)) for site, path in stores.items()]
+        key = self.run / "keys" / "coordinator.pem"
+        signer = Signer.at(key)
+        trust = str(public_file(key))
+        sites = [SitePaths(str(path), str(self.run / "sites" / site), trust) for site, path in stores.items()]
         torch.set_num_threads(1)
-        run_in_process(lambda grid: Coordinator(study, summary, self.run, grid), sites)
+        with atomic.without_sync():  # what power loss takes can be run again
+            run_in_process(lambda grid: Coordinator(study, summary, self.run, grid, signer), sites)
         checkpoints = CheckpointFolder(self.run / "checkpoints")
         found = measure(study, checkpoints.state(checkpoints.latest()), opened, self.encoders)
         atomic.write_json(file, {"measured_on": measured_on, "figures": asdict(found)})

@@ -11,13 +11,15 @@ from typing import Any
 import torch
 from flwr.serverapp import Grid
 
-from client.app import SitePaths
+from client.site import SitePaths
 from configs import compose
 from pm1_core import atomic
 from pm1_core.checkpoint import CheckpointFolder
 from pm1_core.data.definition import load_definition
 from pm1_core.errors import ConfigError
+from pm1_core.signing import Signer, Trust, public_file
 from pm1_core.training.adapters import pin_base
+from pm1_core.training.tasks import allowed_tasks
 from pm1_core.validate import refusal, require_choice
 from server.configure import build_study
 from server.coordinator import Coordinator
@@ -45,13 +47,13 @@ def run(config: dict[str, Any], stages: Stages) -> Path:
         torch.set_num_threads(config["site"]["threads"])
     build_study(config)  # what is wrong with it is said before anything is written
     folder.mkdir(parents=True, exist_ok=True)  # a folder that cannot be written to is said before the work
-    folder.mkdir(parents=True, exist_ok=True)  # a folder that cannot be written to is said before the work
     workspace = simulated(config, stages)
     _remember(config, folder)
     config = with_base(config, workspace)
     atomic.write_text(folder / "config.yaml", compose.to_yaml(config))
     study = build_study(config)
-    federate(study, workspace, folder, config["engine"], stages, config["workers"])
+    tasks = allowed_tasks(config["site"]["tasks"])
+    federate(study, workspace, folder, config["engine"], stages, config["workers"], tasks)
     # A finished run is not assessed twice: the figures follow from the checkpoint and the configuration.
     latest = CheckpointFolder(folder / "checkpoints").latest()
     key = {
@@ -93,24 +95,34 @@ def with_base(config: dict[str, Any], workspace: Workspace) -> dict[str, Any]:
 
 
 def federate(
-    study: Study, workspace: Workspace, folder: Path, engine: str, stages: Stages, workers: int = 1
+    study: Study,
+    workspace: Workspace,
+    folder: Path,
+    engine: str,
+    stages: Stages,
+    workers: int = 1,
+    tasks: tuple[str, ...] = (),
 ) -> None:
     """Run what is left of `study` over the workspace's members."""
     summary = load_definition(workspace.definition).summary
+    key = folder / "keys" / "coordinator.pem"
+    signer = Signer.at(key)
+    trust = str(public_file(key).resolve())
     sites = [
-        SitePaths(str(store.resolve()), str((folder / "sites" / site).resolve()))
+        SitePaths(str(store.resolve()), str((folder / "sites" / site).resolve()), trust, tasks)
         for site, store in workspace.stores.items()
     ]
     with stages.stage(f"federated training ({engine})") as step:
 
         def coordinate(grid: Grid) -> Coordinator:
-            return Coordinator(study, summary, folder, grid, step)
+            return Coordinator(study, summary, folder, grid, signer, tasks, step)
 
         if engine == "ray":
             run_on_ray(coordinate, sites)
         else:
-            run_in_process(coordinate, sites, workers)
-    CheckpointFolder(folder / "checkpoints").verify()
+            with atomic.without_sync():  # what power loss takes can be run again
+                run_in_process(coordinate, sites, workers)
+    CheckpointFolder(folder / "checkpoints").verify(Trust.load(public_file(key)))
 
 
 def _settled(config: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -1,52 +1,48 @@
 """Between Flower's records and ours: what a message carries, in one place for both ends.
 
-coordinator -> site   "order": Order as JSON,  "tensors": arrays by name
-site -> coordinator   "tensors": arrays,       "figures": weight and metrics,  "site": its name and facts
+coordinator -> site   "order": Order and signed Checkpoint as JSON    "objects": bytes of tensors by SHA-256
+site -> coordinator   "site": its name, the request, further facts    "objects"    "figures": weight and metrics
+
+Tensors travel as the very bytes of their safetensors objects (pm1_core.objects), so that what is hashed, signed,
+stored and sent is one and the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from pm1_core.errors import FederationError
-from pm1_core.update import Tensors, Update
 from pm1_core.validate import refusal
 
-Facts = Mapping[str, str | int | float | list[str]]
-WEIGHT = "weight"
+Fact = str | int | float | list[str]
+Facts = Mapping[str, Fact]
+
+INLINE_BYTES = 32 * 2**20
+"""Objects of more bytes than this in all are sent one by one, each in a message of its own."""
 
 
-def pack_tensors(tensors: Tensors) -> ArrayRecord:
-    """Named float32 arrays as a Flower record."""
-    return ArrayRecord({name: Array(np.ascontiguousarray(tensors[name])) for name in sorted(tensors)})
-
-
-def unpack_tensors(record: ArrayRecord) -> dict[str, np.ndarray]:
-    """The arrays of a Flower record by name."""
-    return {name: array.numpy() for name, array in record.items()}
-
-
-def pack_request(order: str, tensors: Tensors | None = None, facts: Facts | None = None) -> RecordDict:
-    """What the coordinator sends: an order's JSON, arrays, and further facts."""
-    content = RecordDict({"order": ConfigRecord({"order": order, **(facts or {})})})
-    if tensors is not None:
-        content["tensors"] = pack_tensors(tensors)
+def pack(
+    record: str,
+    facts: Facts,
+    objects: Iterable[tuple[str, bytes]] = (),
+    figures: Mapping[str, float] | None = None,
+) -> RecordDict:
+    """The content of a message: facts under `record` ("order" or "site"), objects by digest, and figures."""
+    content = RecordDict({record: ConfigRecord(dict(facts))})
+    arrays = {digest: Array(np.frombuffer(data, np.uint8)) for digest, data in objects}
+    if arrays:
+        content["objects"] = ArrayRecord(arrays)
+    if figures is not None:
+        content["figures"] = MetricRecord({name: float(value) for name, value in figures.items()})
     return content
 
 
-def pack_reply(site: Facts, update: Update | None = None) -> RecordDict:
-    """What a site answers: facts about itself, and an update unless it was only asked for facts."""
-    content = RecordDict({"site": ConfigRecord(dict(site))})
-    if update is not None:
-        content["tensors"] = pack_tensors(update.tensors)
-        content["figures"] = MetricRecord({WEIGHT: float(update.weight), **update.metrics})
-    return content
-
-
-def facts_of(content: RecordDict, record: str) -> dict[str, str | int | float | list[str]]:
+def facts_of(content: RecordDict, record: str) -> dict[str, Fact]:
     """The facts under "order" or "site". Raises FederationError if the message has none."""
     if record not in content.config_records:
         raise FederationError(
@@ -55,39 +51,43 @@ def facts_of(content: RecordDict, record: str) -> dict[str, str | int | float | 
     return dict(content.config_records[record])  # type: ignore[arg-type]
 
 
-def tensors_of(content: RecordDict) -> dict[str, np.ndarray]:
-    """The arrays of a message; none where it has none."""
-    record = content.array_records.get("tensors")
-    return unpack_tensors(record) if record is not None else {}
+def objects_of(content: RecordDict) -> Iterable[tuple[str, bytes]]:
+    """Digest and bytes of each object of a message. Raises FederationError if one is not made of bytes."""
+    for digest, array in content.array_records.get("objects", ArrayRecord()).items():
+        values = array.numpy()
+        if values.dtype != np.uint8 or values.ndim != 1:
+            raise FederationError(
+                refusal(f"object {digest[:12]}", f"found {values.dtype} {values.shape}", "send its bytes")
+            )
+        yield digest, values.tobytes()
 
 
-def figures_of(record: MetricRecord) -> dict[str, float]:
-    """The numbers of a Flower record. Raises FederationError if one is a list."""
+def figures_of(content: RecordDict) -> dict[str, float]:
+    """The numbers of a message. Raises FederationError if one is a list."""
     figures = {}
-    for name, value in record.items():
+    for name, value in content.metric_records.get("figures", MetricRecord()).items():
         if isinstance(value, list):
             raise FederationError(refusal(f"figure {name!r}", "found a list", "send one number"))
         figures[name] = float(value)
     return figures
 
 
-def count_of(facts: Facts, name: str) -> int:
-    """A count among the facts of a site. Raises FederationError if it is absent, no whole number or negative."""
+def text_of(facts: Facts, name: str) -> str:
+    """A text among facts. Raises FederationError if it is absent or no text."""
     value = facts.get(name)
-    if not isinstance(value, int) or value < 0:
-        raise FederationError(
-            refusal(f"fact {name!r}", f"found {value!r}", "send a whole number of at least 0")
-        )
+    if not isinstance(value, str):
+        raise FederationError(refusal(f"fact {name!r}", f"found {value!r}", "send a text"))
     return value
 
 
-def update_of(content: RecordDict) -> Update:
-    """The update of a reply.
+def list_of(facts: Facts, name: str) -> list[str]:
+    """A list of texts among facts; empty where there is none. Raises FederationError on anything else."""
+    value = facts.get(name, [])
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise FederationError(refusal(f"fact {name!r}", f"found {value!r}", "send a list of texts"))
+    return value
 
-    Raises FederationError if it lacks its figures or weight, InputError on NaN, infinity or another dtype.
-    """
-    record = content.metric_records.get("figures")
-    figures = figures_of(record) if record is not None else {}
-    if WEIGHT not in figures:
-        raise FederationError(refusal("update", "it has no weight", "run the same version at both ends"))
-    return Update(tensors_of(content), figures.pop(WEIGHT), figures)
+
+def request_digest(kind: str, order: str, checkpoint: str) -> str:
+    """SHA-256 by which both ends know one request: what is asked, the order's JSON, and the checkpoint's hash."""
+    return hashlib.sha256(json.dumps([kind, order, checkpoint]).encode()).hexdigest()

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from client.app import SitePaths
+from client.site import SitePaths
 from configs import compose
 from pm1_core.data.store import Store
+from pm1_core.signing import Signer, public_file
 from server.configure import build_study
 from server.coordinator import Coordinator
 from server.study import Study
@@ -34,11 +35,19 @@ def tiny_study(**changes: Any) -> Study:
 
 
 def site_paths(stores: dict[str, Path], folder: Path) -> list[SitePaths]:
-    """Sites whose own folders lie below `folder`."""
-    return [SitePaths(str(store), str(folder / "sites" / site)) for site, store in stores.items()]
+    """Sites whose own folders lie below `folder`, and who trust the key of the run in `folder`."""
+    trust = str(public_file(run_key(folder)))
+    return [SitePaths(str(store), str(folder / "sites" / site), trust) for site, store in stores.items()]
+
+
+def run_key(folder: Path) -> Path:
+    """The signing key of the run in `folder`, made when it is first asked for."""
+    file = folder / "keys" / "coordinator.pem"
+    Signer.at(file)
+    return file
 
 
 def coordinate(study: Study, stores: dict[str, Path], folder: Path) -> Any:
     """grid -> Coordinator, what both engines take."""
     summary = Store.open(next(iter(stores.values()))).study
-    return lambda grid: Coordinator(study, summary, folder, grid)
+    return lambda grid: Coordinator(study, summary, folder, grid, Signer.load(run_key(folder)))

@@ -31,7 +31,8 @@ def lines(folder: Path) -> list[dict]:
 
 def test_every_phase_ends_with_a_checkpoint_of_all_parts(whole: Path) -> None:
     lineage = CheckpointFolder(whole / "checkpoints").verify()
-    assert len(lineage) == 2 + 2 * 2 + 2 + 1 + 2 + 2
+    rounds = (2, 2, 2, 2, 1, 2, 2)  # each phase begins with a round 0
+    assert [c.round for c in lineage] == [n for count in rounds for n in range(count + 1)]
     assert set(lineage[-1].parts) == {
         "statistics", "genotype.3", "genotype.22", "phenotype", "fundus", "tokens", "fusion",
     }  # fmt: skip
@@ -58,7 +59,6 @@ def test_the_same_seed_gives_the_same_checkpoint_bytes(
 ) -> None:
     run_in_process(coordinate(tiny_study(), hospitals, tmp_path), site_paths(hospitals, tmp_path))
     first, second = CheckpointFolder(whole / "checkpoints"), CheckpointFolder(tmp_path / "checkpoints")
-    assert first.latest() == second.latest()
     assert first.latest().hash == second.latest().hash
 
 

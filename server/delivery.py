@@ -1,0 +1,117 @@
+"""Brings the coordinator's objects to the sites that lack them, and large updates back, piece by piece.
+
+What is small travels inside the request itself. Of what is large, one object at a time is on its way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from flwr.app import Message, RecordDict
+
+from pm1_core.checkpoint import Checkpoint
+from pm1_core.errors import FederationError
+from pm1_core.objects import ObjectStore
+from pm1_core.validate import refusal
+from server.exchange import Exchange, Participant
+from server.roster import Member
+from server.spool import Spool, require_answer
+from strategies import records
+
+
+class Delivery:
+    """Deliveries of one run. timeout: seconds that one exchange may take."""
+
+    def __init__(self, exchange: Exchange, objects: ObjectStore, timeout: float) -> None:
+        self.exchange = exchange
+        self.objects = objects
+        self.timeout = timeout
+
+    def prepare(
+        self, members: Sequence[Member], parts: Sequence[str], checkpoint: Checkpoint, facts: records.Facts
+    ) -> tuple[dict[Participant, RecordDict], dict[str, str]]:
+        """A request with `facts` for each member, with the objects of `parts` that it lacks.
+
+        Objects too large to go along are delivered before; who could not take them is returned with the reason.
+        """
+        large = [
+            m for m in members if self._bytes(self._lacking(m, parts, checkpoint)) > records.INLINE_BYTES
+        ]
+        failures = self.send(large, parts, checkpoint, facts)
+        contents: dict[tuple[str, ...], RecordDict] = {}
+        requests = {}
+        for member in members:
+            if member.participant.site not in failures:
+                lacking = tuple(self._lacking(member, parts, checkpoint))
+                if lacking not in contents:
+                    contents[lacking] = records.pack("order", facts, self._read(lacking))
+                requests[member.participant] = contents[lacking]
+                member.held |= set(lacking)
+        return requests, failures
+
+    def send(
+        self, members: Sequence[Member], parts: Sequence[str], checkpoint: Checkpoint, facts: records.Facts
+    ) -> dict[str, str]:
+        """Deliver the objects of `parts` that members lack; return who could not take them and why."""
+        failures: dict[str, str] = {}
+        lacking = {member.participant: self._lacking(member, parts, checkpoint) for member in members}
+        everything = sorted({digest for digests in lacking.values() for digest in digests})
+        for batch in self._batches(everything):
+            contents: dict[tuple[str, ...], RecordDict] = {}
+            requests = {}
+            for participant, digests in lacking.items():
+                theirs = tuple(digest for digest in batch if digest in digests)
+                if theirs and participant.site not in failures:
+                    if theirs not in contents:
+                        contents[theirs] = records.pack("order", facts, self._read(theirs))
+                    requests[participant] = contents[theirs]
+            failures |= self.exchange(requests, "query.objects", "delivery", self.timeout, _accept)
+        for member in members:
+            if member.participant.site not in failures:
+                member.held |= set(lacking[member.participant])
+        return failures
+
+    def fetch(
+        self, participant: Participant, digests: Sequence[str], facts: records.Facts, spool: Spool
+    ) -> None:
+        """Bring the large objects of an announced update into `spool`, one at a time.
+
+        Raises FederationError if the site does not hand one over within the bound.
+        """
+        for digest in digests:
+            request = records.pack("order", {**facts, "request": spool.request, "object": digest})
+
+            def keep(_: Participant, message: Message, digest: str = digest) -> None:
+                require_answer(participant.site, spool.request, records.facts_of(message.content, "site"))
+                spool.keep(participant.site, message, [digest])
+
+            failed = self.exchange({participant: request}, "query.release", "collection", self.timeout, keep)
+            if failed or digest not in spool.objects(participant.site):
+                why = failed.get(participant.site, "the object is not in the answer")
+                raise FederationError(refusal(f"object {digest[:12]}", why, "ask for the round again"))
+
+    def _lacking(self, member: Member, parts: Sequence[str], checkpoint: Checkpoint) -> list[str]:
+        member.held &= {digest for held in checkpoint.parts.values() for digest in held}
+        return sorted({digest for part in parts for digest in checkpoint.parts[part]} - member.held)
+
+    def _read(self, digests: Sequence[str]) -> list[tuple[str, bytes]]:
+        return [(digest, self.objects.read(digest)) for digest in digests]
+
+    def _bytes(self, digests: Sequence[str]) -> int:
+        return sum(self.objects.size(digest) for digest in digests)
+
+    def _batches(self, digests: Sequence[str]) -> Iterator[list[str]]:
+        """Digests in groups of at most records.INLINE_BYTES, larger objects alone."""
+        batch: list[str] = []
+        for digest in digests:
+            if batch and self._bytes([*batch, digest]) > records.INLINE_BYTES:
+                yield batch
+                batch = []
+            batch.append(digest)
+        if batch:
+            yield batch
+
+
+def _accept(_: Participant, message: Message) -> None:
+    """A delivery is answered with what is still lacking; the request after it will tell if that mattered."""
+    records.facts_of(message.content, "site")
