@@ -36,7 +36,7 @@ FULL_BATCH = {
     "optimiser": {"name": "sgd", "learning_rate": 0.5, "momentum": 0.9},
 }
 LOGISTIC = {"target": "disease", "loop": FULL_BATCH}
-NETWORK = {"target": "disease", "hidden": [8, 4], "loop": {"batch_size": 16, "epochs": 2, "device": "cpu"}}
+NETWORK = {"target": "disease", "hidden": [8, 4], "loop": {"batch_size": 16, "epochs": 8, "device": "cpu"}}
 
 
 def orders(task: str, parameters: dict[str, Any], rounds: int) -> list[Order]:
@@ -111,7 +111,7 @@ def test_it_learns_and_the_same_seed_gives_the_same_bytes(
     parameters: dict[str, Any], sites: list[Store], tmp_path: Path
 ) -> None:
     state, task = statistics(sites, tmp_path), tabular(sites[0], parameters)
-    rounds = orders("tabular", parameters, 40)
+    rounds = orders("tabular", parameters, 12)
     once, again = (federate(task, sites, rounds, state, tmp_path / name) for name in ("once", "again"))
     everybody = PooledStore(sites)
     before, after = (
@@ -211,15 +211,15 @@ def test_on_real_hospitals_it_comes_to_what_scikit_learn_finds_on_pooled_rows(tm
         sites.append(Store.open(tmp_path / site))
     everybody, (target,) = PooledStore(sites), sites[0].study.targets
     state = statistics(sites, tmp_path)
-    steep = {**FULL_BATCH, "optimiser": {"name": "sgd", "learning_rate": 1.0, "momentum": 0.95}}
+    steep = {**FULL_BATCH, "optimiser": {"name": "sgd", "learning_rate": 1.0, "momentum": 0.9}}
     people = tabular(sites[0], {"target": target.name}).examples(everybody)
-    parameters = {"target": target.name, "penalty": 1 / people, "loop": steep}
-    task, rounds = tabular(sites[0], parameters), orders("tabular", parameters, 400)
+    parameters = {"target": target.name, "penalty": 10 / people, "loop": steep}
+    task, rounds = tabular(sites[0], parameters), orders("tabular", parameters, 150)
     tensors = federate(task, sites, rounds, state, tmp_path)
     weight = tensors[f"tabular-{target.name}.0.weight"][0]
     bias = tensors[f"tabular-{target.name}.0.bias"]
     train, held_out = (task.rows(everybody, state, split) for split in (Split.TRAIN, Split.TEST))
-    fitted = fit_logistic(*(array.numpy() for array in train))
+    fitted = fit_logistic(*(array.numpy() for array in train), penalty=10.0)
     inputs, cases = (array.numpy() for array in held_out)
     odds, expected = inputs @ weight + bias, fitted.logits(inputs)
     np.testing.assert_allclose(odds, expected, atol=0.01)
