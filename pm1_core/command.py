@@ -51,6 +51,8 @@ def guarded(name: str, command: Callable[[], None]) -> int:
         if error.filename is None and error.errno not in _DISK:
             raise
         reason = f"{(error.strerror or 'cannot be used').lower()}; name a file or folder that can be used"
-        print(f"{name}: {error.filename}: {_DISK.get(error.errno or 0, reason)}.", file=sys.stderr)
+        print(
+            f"{name}: {error.filename or 'output'}: {_DISK.get(error.errno or 0, reason)}.", file=sys.stderr
+        )
         return 2
     return 0

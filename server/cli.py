@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import json
+import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from configs import compose
 from pm1_core import atomic
-from pm1_core.checkpoint import Checkpoint, CheckpointFolder
 from pm1_core.command import grammar, guarded
-from pm1_core.errors import CheckpointError
-from pm1_core.validate import refusal
+from pm1_core.signing import PASSPHRASE, Signer, public_file
+from server import checkpoint_commands
 
 _EPILOG = """\
 Examples
   pm1-server study study=ukb_eyepacs model=paper --out study.json
+  pm1-server key runs/first/keys/coordinator.pem
   pm1-server checkpoints verify runs/ukb_eyepacs-small
 A resolved study runs on real sites through Flower:
   flwr run . --run-config 'study="/srv/study.json" definition="/srv/study.yaml" run="/srv/runs/first"'"""
@@ -33,18 +32,18 @@ def parser() -> argparse.ArgumentParser:
     study.add_argument("--json", action="store_true", help="print the resolved study as JSON")
     config = commands.add_parser("config", help="print the composed configuration")
     config.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
-    checkpoints = commands.add_parser("checkpoints", help="look at the checkpoints of a run")
-    checkpoints.add_argument("action", choices=("list", "show", "verify"))
-    checkpoints.add_argument("run", type=Path, help="folder of the run")
-    checkpoints.add_argument("--sequence", type=int, help="which checkpoint to show; default: the latest")
-    checkpoints.add_argument("--json", action="store_true")
+    checkpoint_commands.add_parser(commands)
+    key = commands.add_parser("key", help="make the key pair under which checkpoints are signed")
+    key.add_argument(
+        "file", type=Path, help="the private key; the public one is written beside it as FILE.pub"
+    )
     return root
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     options = parser().parse_args(arguments)
-    actions = {"study": _study, "config": _config, "checkpoints": _checkpoints}
+    actions = {"study": _study, "config": _config, "checkpoints": _checkpoints, "key": _key}
     return guarded("pm1-server", lambda: actions[options.command](options))
 
 
@@ -71,31 +70,17 @@ def _study(options: argparse.Namespace) -> None:
 
 
 def _checkpoints(options: argparse.Namespace) -> None:
-    folder = CheckpointFolder(options.run / "checkpoints")
-    latest = folder.latest()
-    if latest is None:
-        raise CheckpointError(
-            refusal(folder.folder, "found no checkpoint", "name the folder of a run, runs/NAME")
-        )
-    if options.action == "show":
-        chosen = folder.load(options.sequence) if options.sequence else latest
-        print(json.dumps({**asdict(chosen), "hash": chosen.hash}, indent=1))
-        return
-    lineage = folder.verify() if options.action == "verify" else [folder.load(n) for n in folder.sequences()]
-    if options.json:
-        print(json.dumps([{**asdict(checkpoint), "hash": checkpoint.hash} for checkpoint in lineage]))
-        return
-    if options.action == "list":
-        for checkpoint in lineage:
-            print(_line(checkpoint))
-        return
-    print(f"{len(lineage)} checkpoints, lineage whole from {lineage[0].hash[:12]} to {lineage[-1].hash[:12]}")
+    checkpoint_commands.run(options)
 
 
-def _line(checkpoint: Checkpoint) -> str:
-    sites = ", ".join(f"{site} {weight:g}" for site, weight in checkpoint.sites.items())
-    round_of = f"{checkpoint.round}/{checkpoint.rounds}"
-    return f"{checkpoint.sequence:>5} {checkpoint.hash[:12]} {checkpoint.phase:<14} {round_of:>7}  {sites}"
+def _key(options: argparse.Namespace) -> None:
+    signer = Signer.create(options.file)
+    public = public_file(options.file)
+    public.chmod(0o644)
+    protected = "" if os.environ.get(PASSPHRASE) else f"not encrypted: set {PASSPHRASE} for that"
+    print(f"private key  {options.file} (mode 0600) {protected}".rstrip())
+    print(f"public key   {public}, for the sites")
+    print(f"fingerprint  {signer.fingerprint}")
 
 
 if __name__ == "__main__":
