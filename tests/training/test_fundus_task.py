@@ -13,6 +13,7 @@ from pm1_core.fields import EYES, Modality, Split
 from pm1_core.model.fundus_base import save_base
 from pm1_core.model.fundus_encoder import FundusEncoder, FundusEncoderConfig
 from pm1_core.training.adapters import PREFIX, build_encoder, fundus_config, pin_base
+from pm1_core.training.guide import Control
 from pm1_core.training.order import Order
 from pm1_core.training.tasks.fundus import FundusTask, _Photographs
 from pm1_core.update import Update
@@ -100,6 +101,18 @@ def test_rounds_lower_the_loss_and_weigh_by_people(tmp_path: Path) -> None:
     last = task.evaluate(site.store, order(settings), {}, tensors, tmp_path, Split.VALIDATION)
     assert last["loss"] < 0.97 * first["loss"]
     assert last["examples"] == 24
+
+
+def test_a_guide_reaches_every_tensor_that_travels(tmp_path: Path) -> None:
+    task = FundusTask(settings := parameters(), STUDY)
+    tensors = task.initial({}, 42)
+    guide = Control({name: np.zeros_like(array) for name, array in tensors.items()}, {})
+    update = task.train(some_people(10).store, order(settings), {}, tensors, tmp_path, guide)
+    found = guide.renewed()
+    assert set(found) == set(update.tensors) == set(tensors)
+    assert dict(update.examples) == {"fundus": 10}
+    # A starts at random and B at zero: the first step moves B only, so B has a gradient from the start.
+    assert all(found[name].any() for name in found if name.endswith("lora_B"))
 
 
 def test_a_repeated_round_gives_the_same_bytes(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pm1_core.data.summary import StudySummary
 from pm1_core.errors import ConfigError, StateError
 from pm1_core.fields import TOKENS_OF, Modality, Split
 from pm1_core.model.fusion_objectives import FusionObjective
+from pm1_core.training.guide import Control
 from pm1_core.training.order import Order
 from pm1_core.training.tasks import fusion
 from pm1_core.training.tasks.fusion import FusionTask
@@ -165,6 +166,9 @@ def test_projections_of_a_modality_that_a_site_lacks_are_left_out(
         f"fusion.{side}.genotype.{kind}" for side in ("inputs", "outputs") for kind in ("weight", "bias")
     }
     assert {task.modality_of(name) for name in left_out} == {Modality.GENOTYPE}
+    guide = Control({name: np.zeros_like(array) for name, array in received.items()}, {})
+    task.train(NOBODY, order(settings), {}, received, tmp_path / "a", guide)
+    assert set(guide.renewed()) == set(update.tensors)
     eyes = int(people.present[:, 23:].any(1).sum())
     assert dict(update.examples) == {"genotype": 0, "phenotype": 12, "fundus": eyes}
 

@@ -11,6 +11,7 @@ from pm1_core.data.summary import StudySummary
 from pm1_core.errors import ConfigError, StateError
 from pm1_core.evaluation.genotype import dosage_confusion, weighted_accuracy
 from pm1_core.fields import Modality, Split
+from pm1_core.training.guide import Control
 from pm1_core.training.order import Order
 from pm1_core.training.tasks.genotype import GenotypeTask
 
@@ -129,6 +130,20 @@ def test_rounds_lower_the_loss_of_held_out_people(architecture: str, tmp_path: P
     assert last["weighted_accuracy"] > first["weighted_accuracy"] + 0.2
     assert last["examples"] == 64
     assert {"loss", "cross_entropy", "kl", "gradient_norm", "skipped_steps"} <= set(update.metrics)
+
+
+@pytest.mark.parametrize("architecture", ["convolutional", "linear", "shallow"])
+def test_a_guide_reaches_every_tensor_that_travels(architecture: str, tmp_path: Path) -> None:
+    dosages = linked_dosages(40)
+    task = GenotypeTask(parameters(architecture=architecture), STUDY)
+    tensors = task.initial({}, 1)
+    guide = Control({name: np.zeros_like(array) for name, array in tensors.items()}, {})
+    asked = order(dict(task.parameters))
+    update = task.train(site(dosages), asked, state_of(dosages), tensors, tmp_path, guide)
+    found = guide.renewed()
+    assert set(found) == set(update.tensors) == set(tensors)
+    assert dict(update.examples) == {"genotype": 40}
+    assert sum(array.any() for array in found.values()) > len(found) / 2
 
 
 def test_figures_of_an_evaluation_are_those_of_all_people_at_once(tmp_path: Path) -> None:

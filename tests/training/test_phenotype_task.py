@@ -9,6 +9,7 @@ from pm1_core.data.definition import Column, StudySummary, Target
 from pm1_core.data.store import Store
 from pm1_core.errors import ConfigError
 from pm1_core.fields import Modality, Split
+from pm1_core.training.guide import Control
 from pm1_core.training.order import Order
 from pm1_core.training.tasks.phenotype import PhenotypeTask
 
@@ -137,6 +138,18 @@ def test_hiding_targets_in_training_helps_where_the_target_is_hidden(tmp_path: P
             "targets"
         ]
     assert found[0.5] < found[0.0]
+
+
+def test_a_guide_reaches_every_tensor_that_travels(tmp_path: Path) -> None:
+    people = some_people(40)
+    task = PhenotypeTask(parameters(), STUDY)
+    tensors = task.initial({}, 1)
+    guide = Control({name: np.zeros_like(array) for name, array in tensors.items()}, {})
+    update = task.train(people.part(slice(None)), order(task), state_of(people), tensors, tmp_path, guide)
+    found = guide.renewed()
+    assert set(found) == set(update.tensors) == set(tensors)
+    assert dict(update.examples) == {"phenotype": 40}
+    assert all(array.any() for array in found.values())
 
 
 def test_evaluation_is_the_same_every_time_and_in_every_round(tmp_path: Path) -> None:
