@@ -8,7 +8,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from configs import compose
 from pm1_core import atomic
 from pm1_core.command import grammar, guarded
 from pm1_core.signing import PASSPHRASE, Signer, public_file
@@ -48,11 +47,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _config(options: argparse.Namespace) -> None:
+    # Imported here, and below: configuration and studies bring torch along, and the other commands are quick.
+    from configs import compose
+
     print(compose.to_yaml(compose.load("server", options.overrides)), end="")
 
 
 def _study(options: argparse.Namespace) -> None:
-    # Imported here: building a study needs torch, and --help should not.
+    from configs import compose
     from server.configure import build_study
 
     study = build_study(compose.load("server", options.overrides))
