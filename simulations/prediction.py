@@ -10,18 +10,9 @@ from pm1_core.evaluation.cross_modal import INPUTS, TargetScores
 from pm1_core.evaluation.genotype import dosage_confusion, weighted_accuracy
 from pm1_core.fields import TOKENS_OF, Modality, Split
 from pm1_core.training.pm1 import PM1, TokenArrays
+from pm1_core.training.prediction import keep, target_scores
+from pm1_core.training.token_cache import TokenSet
 from simulations.pooled import PooledStore
-
-LETTERS = {"G": Modality.GENOTYPE, "P": Modality.PHENOTYPE, "I": Modality.FUNDUS}
-
-
-def keep(present: np.ndarray, inputs: str) -> np.ndarray:
-    """`present` bool [n, 25] with every modality switched off that `inputs` ("P+I") does not name."""
-    kept = present.copy()
-    for letter, modality in LETTERS.items():
-        if letter not in inputs.split("+"):
-            kept[:, TOKENS_OF[modality]] = False
-    return kept
 
 
 def complete_people(store: PooledStore, split: Split) -> np.ndarray:
@@ -35,32 +26,8 @@ def complete_people(store: PooledStore, split: Split) -> np.ndarray:
 def disease_scores(
     model: PM1, store: PooledStore, people: np.ndarray, inputs: Sequence[str] = INPUTS
 ) -> list[TargetScores]:
-    """A score per target and combination, from the decoder behind the fused phenotype token.
-
-    For each target its own column and all that give it away are hidden at the phenotype encoder's input
-    (appendix G.1); the label is what the person's table says.
-    """
-    study = store.study
-    values, observed = store.phenotypes(people)
-    phenotype = TOKENS_OF[Modality.PHENOTYPE]
-    tokens, present = model.raw_tokens(store, people)
-    scores = []
-    for target in study.targets:
-        (feature,) = study.feature_indices([target.name])
-        hidden = study.feature_indices(target.masked)
-        masked, has = model.phenotype_tokens(store, people, hidden)
-        tokens[Modality.PHENOTYPE][:, 0] = masked
-        present[:, phenotype.start] = has
-        standard = model.standardised(tokens, present)
-        by_inputs = {}
-        for combination in inputs:
-            kept = keep(present, combination)
-            _, rebuilt = model.fuse(standard, kept)
-            score = model.decode_phenotype(rebuilt[Modality.PHENOTYPE][:, 0])[:, feature]
-            by_inputs[combination] = np.where(kept.any(1), score, np.nan)
-        labels = np.where(observed[:, feature], values[:, feature], np.nan)
-        scores.append(TargetScores(target.name, target.label, labels, by_inputs))
-    return scores
+    """A score per target and combination of modalities, see `target_scores`."""
+    return target_scores(model, store, TokenSet(people, *model.raw_tokens(store, people)), inputs)
 
 
 def genotype_accuracies(

@@ -20,8 +20,10 @@ from pm1_core.training.guide import UNGUIDED, Guide
 from pm1_core.training.loop import Losses, device_of, train_epochs
 from pm1_core.training.order import Order, derived_seed, generator
 from pm1_core.training.parts import State, dump_part, load_part, named_part
+from pm1_core.training.pm1 import PM1
+from pm1_core.training.prediction import target_counts
 from pm1_core.training.tasks.base import Metrics, Task
-from pm1_core.training.token_cache import ENCODERS, TokenSet, load_tokens
+from pm1_core.training.token_cache import ENCODERS, TokenSet, load_tokens, raw_tokens
 from pm1_core.update import Tensors, Update
 from pm1_core.validate import require_keys
 
@@ -156,6 +158,16 @@ class FusionTask(Task):
                 sums[name] += total
                 counts[name] += count
         return {**{name: sums[name] / counts[name] for name in sums if counts[name]}, "examples": float(n)}
+
+    def scores(
+        self, store: Store, order: Order, state: State, tensors: Tensors, folder: Path, split: Split
+    ) -> Tensors:
+        """Counts of scores of the study's targets, see `target_counts`; none without a phenotype encoder."""
+        model = PM1(state, self.study, self.parameters["encoders"], device=self.device)
+        if model.phenotype is None:
+            return {}
+        model.fusion = self._load(tensors).eval()
+        return target_counts(model, store, raw_tokens(store, state, self.parameters, folder, split))
 
     def _load(self, tensors: Tensors) -> FusionTransformer:
         module = FusionTransformer(self.config, seed=None)

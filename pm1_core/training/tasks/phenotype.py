@@ -14,6 +14,7 @@ import torch
 from pm1_core.data.store import Store
 from pm1_core.data.summary import StudySummary
 from pm1_core.errors import ConfigError
+from pm1_core.evaluation.scores import gather, subgroups
 from pm1_core.fields import Modality, Split
 from pm1_core.model.objectives import PhenotypeLosses, phenotype_errors, phenotype_loss
 from pm1_core.model.phenotype_autoencoder import (
@@ -157,6 +158,24 @@ class PhenotypeTask(Task):
                 entries["targets"] += float(known[:, target].sum())
         metrics = {name: value / entries[name] for name, value in sums.items() if entries[name]}
         return {**metrics, "examples": float(len(people))}
+
+    @torch.no_grad()
+    def scores(
+        self, store: Store, order: Order, state: State, tensors: Tensors, folder: Path, split: Split
+    ) -> Tensors:
+        """Counts of scores of the study's targets, each with its related columns hidden, see `gather`."""
+        people = store.people(split, Modality.PHENOTYPE)
+        module, scale = self._load(tensors).eval(), self._scale(state)
+        labels, scores = np.full((2, len(people), len(self._targets)), np.nan)
+        for start in range(0, len(people), _EVALUATED_AT_ONCE):
+            rows = slice(start, start + _EVALUATED_AT_ONCE)
+            values, known = self._rows(store, people[rows], scale)
+            for column, ((target,), masked) in enumerate(zip(self._targets, self._hidden, strict=True)):
+                scores[rows, column] = predict_target(module, values, known, [target], masked)[:, 0].cpu()
+                label = torch.where(known[:, target], values[:, target], torch.nan)
+                labels[rows, column] = label.cpu()
+        names = [target.name for target in self.study.targets]
+        return gather(names, labels, scores, subgroups(store, people))
 
     def _build(self) -> PhenotypeAutoencoder:
         return PhenotypeAutoencoder(self.config, len(self.study.features))
