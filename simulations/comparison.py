@@ -15,7 +15,7 @@ from pm1_core.evaluation.cross_modal import TargetScores, cross_modal_table
 from pm1_core.fields import Modality, Split
 from pm1_core.training.local import train_locally
 from pm1_core.training.pm1 import PM1
-from pm1_core.training.tasks import TASKS, build_task
+from pm1_core.training.tasks import allowed_tasks, build_task, task_class
 from pm1_core.update import Tensors
 from server.configure import fusion_model
 from server.study import Study
@@ -80,10 +80,11 @@ def compare_phases(config: dict[str, Any], stages: Stages) -> list[dict[str, Any
     members = workspace.open()
     everybody = PooledStore(list(members.values()))
     rows: list[dict[str, Any]] = []
-    phases = [phase for phase in study.phases if TASKS[phase.task].aggregation == "mean"]
+    allowed = allowed_tasks(config["site"]["tasks"])
+    phases = [phase for phase in study.phases if task_class(phase.task, allowed).aggregation == "mean"]
     for phase in phases:
         orders = [study.order(phase, number) for number in range(1, phase.rounds + 1)]
-        task = build_task(orders[0], everybody.study)
+        task = build_task(orders[0], everybody.study, allowed)
         stores = {"pooled": everybody} | {
             site: store for site, store in members.items() if task.examples(store)
         }
