@@ -120,7 +120,7 @@ def _header(run: Path, config: Mapping[str, Any], study: Study, began: float) ->
         "data": "real" if config["study"]["scenario"] == REAL else "simulated",
         "size": config["model"]["size"],
         "engine": names[config["engine"]],
-        "strategy": study.strategy,
+        "strategy": study.strategy["name"],
         "seed": study.seed,
         "started": datetime.fromtimestamp(began, UTC).isoformat(timespec="seconds"),
         "seconds": round(time.time() - began, 1),
