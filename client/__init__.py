@@ -2,5 +2,6 @@
 
 import os
 
-# Flower reads this when it is imported: a hospital's processes do not call home.
+# Flower reads these when it is imported: a hospital's processes do not call home.
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"

@@ -17,14 +17,17 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client.site import LackingError, Site, SitePaths
 from pm1_core.errors import ConfigError, PM1Error
-from pm1_core.training.tasks import allowed_tasks
 from pm1_core.validate import refusal
+
+if TYPE_CHECKING:
+    from client.work import Work
 
 # Flower reserves error codes below 200 for itself.
 REFUSED = 210
@@ -43,7 +46,7 @@ def from_node_config(context: Context) -> SitePaths:
         store=str(config["store"]),
         folder=str(config["folder"]),
         trust=str(config["trust"]),
-        tasks=allowed_tasks(str(config.get("tasks", ""))),
+        tasks=tuple(name for name in str(config.get("tasks", "")).split(",") if name),
     )
 
 
@@ -51,9 +54,11 @@ def make_app(locate: Callable[[Context], SitePaths]) -> ClientApp:
     """A ClientApp whose sites are found by `locate`."""
     app = ClientApp()
 
-    def answer(message: Message, context: Context, action: Callable[[Site], RecordDict]) -> Message:
+    def answer(
+        message: Message, context: Context, action: Callable[[SitePaths, RecordDict], RecordDict]
+    ) -> Message:
         try:
-            return Message(action(Site(locate(context), message.content)), reply_to=message)
+            return Message(action(locate(context), message.content), reply_to=message)
         except LackingError as error:
             return Message(Error(LACKING, str(error)), reply_to=message)
         except PM1Error as error:
@@ -69,27 +74,34 @@ def make_app(locate: Callable[[Context], SitePaths]) -> ClientApp:
                 reason += f"; its log cannot be written ({unwritten.strerror})"
             return Message(Error(FAILED, reason), reply_to=message)
 
-    @app.query("ready")
-    def ready(message: Message, context: Context) -> Message:
-        return answer(message, context, Site.ready)
-
     @app.query("objects")
     def objects(message: Message, context: Context) -> Message:
-        return answer(message, context, Site.receive)
+        return answer(message, context, lambda paths, content: Site(paths, content).receive())
 
     @app.query("release")
     def release(message: Message, context: Context) -> Message:
-        return answer(message, context, Site.release)
+        return answer(message, context, lambda paths, content: Site(paths, content).release())
+
+    @app.query("ready")
+    def ready(message: Message, context: Context) -> Message:
+        return answer(message, context, lambda paths, content: _work(paths, content).ready())
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        return answer(message, context, Site.train)
+        return answer(message, context, lambda paths, content: _work(paths, content).train())
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
-        return answer(message, context, Site.evaluate)
+        return answer(message, context, lambda paths, content: _work(paths, content).evaluate())
 
     return app
+
+
+def _work(paths: SitePaths, content: RecordDict) -> Work:
+    # Imported here: torch takes seconds, and Flower starts a process for each message.
+    from client.work import Work
+
+    return Work(paths, content)
 
 
 app = make_app(from_node_config)

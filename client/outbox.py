@@ -18,7 +18,6 @@ from flwr.app import RecordDict
 from pm1_core import atomic
 from pm1_core.errors import FederationError
 from pm1_core.objects import ObjectStore
-from pm1_core.training.order import Order
 from pm1_core.validate import refusal
 from strategies import records
 
@@ -62,13 +61,14 @@ class Outbox:
         self,
         request: str,
         kind: str,
-        order: Order,
+        phase: str,
+        round_number: int,
         tensors: Iterable[tuple[str, np.ndarray]],
         figures: Mapping[str, float],
     ) -> Release:
         """Put a release on disk. Once this returns, it is what this site answers to `request` for good."""
         digests = self.objects.put_all(tensors)
-        release = Release(request, kind, order.phase, order.round, digests, dict(figures))
+        release = Release(request, kind, phase, round_number, digests, dict(figures))
         atomic.write_json(self.folder / f"{request}.json", asdict(release))
         self._forget(release)
         return release
@@ -86,14 +86,14 @@ class Outbox:
         }
         return records.pack("site", facts, objects, release.figures)
 
-    def object(self, request: str, digest: str) -> RecordDict:
+    def piece(self, request: str, digest: str) -> RecordDict:
         """One large object of a release. Raises FederationError if no release has it."""
         release = self.held(request)
         if release is None or digest not in release.objects:
             raise FederationError(
                 refusal(f"object {digest[:12]}", "no release of this site has it", "ask for the round again")
             )
-        self._write_down("object", release, [digest], [self.objects.size(digest)], {})
+        self._write_down("piece", release, [digest], [self.objects.size(digest)], {})
         facts: dict[str, records.Fact] = {"site": self.site, "request": request}
         return records.pack("site", facts, [(digest, self.objects.read(digest))])
 

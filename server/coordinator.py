@@ -204,17 +204,16 @@ class Coordinator:
             *State(self.checkpoints.objects, checkpoint.parts).selected(task.needs),
             *(part for part in checkpoint.trained if part in checkpoint.parts),
         ]
-        content = {"order": order, "checkpoint": checkpoint.to_json(), **facts}
+        content: dict[str, records.Fact] = {"order": order, "checkpoint": checkpoint.to_json(), **facts}
         requests, failures = self.delivery.prepare(members, needed, checkpoint, content)
-        announced: dict[str, list[str]] = {}
-        by_site = {member.participant.site: member for member in members}
+        announced: dict[Participant, list[str]] = {}
 
         def receive(participant: Participant, message: Message) -> None:
             site = participant.site
             try:
                 rest = spool.accept(site, message)
                 if rest:
-                    announced[site] = rest
+                    announced[participant] = rest
                 else:
                     check(site)
             except PM1Error:
@@ -228,13 +227,17 @@ class Coordinator:
         for site in lost:
             self.roster.forget(site)
         failures |= lost
-        for site, rest in announced.items():
+        unfetched = self.delivery.fetch(announced, content, spool)
+        failures |= unfetched
+        for participant in announced:
+            site = participant.site
             try:
-                self.delivery.fetch(by_site[site].participant, rest, content, spool)
-                check(site)
+                if site not in unfetched:
+                    check(site)
             except PM1Error as error:
-                spool.refuse(site)
                 failures[site] = str(error)
+            if site in failures:
+                spool.refuse(site)
         return failures
 
     def _close(
@@ -378,7 +381,8 @@ def _place(name: str) -> tuple[int, str]:
 
 def _advanced(task: Task, number: int, before: Reader, folded: Pairs) -> Iterator[tuple[str, np.ndarray]]:
     """What a task with a rule of its own makes of the sites' mean or sum. Its tensors are all in memory."""
-    state, model = {}, {}
+    state: dict[str, np.ndarray] = {}
+    model: dict[str, np.ndarray] = {}
     for name, array in folded:
         (state if part_of(name) in STATE else model)[name] = array
     yield from sorted(task.advance(number, dict(before), model).items())

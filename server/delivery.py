@@ -5,7 +5,7 @@ What is small travels inside the request itself. Of what is large, one object at
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from flwr.app import Message, RecordDict
 
@@ -13,10 +13,12 @@ from pm1_core.checkpoint import Checkpoint
 from pm1_core.errors import FederationError
 from pm1_core.objects import ObjectStore
 from pm1_core.validate import refusal
-from server.exchange import Exchange, Participant
+from server.exchange import Exchange, Participant, batched
 from server.roster import Member
 from server.spool import Spool, require_answer
 from strategies import records
+
+_FETCHED_AT_ONCE = 4
 
 
 class Delivery:
@@ -72,23 +74,45 @@ class Delivery:
         return failures
 
     def fetch(
-        self, participant: Participant, digests: Sequence[str], facts: records.Facts, spool: Spool
-    ) -> None:
-        """Bring the large objects of an announced update into `spool`, one at a time.
+        self,
+        announced: Mapping[Participant, Sequence[str]],
+        facts: records.Facts,
+        spool: Spool,
+    ) -> dict[str, str]:
+        """Bring the large objects of announced updates into `spool`; return who did not hand them over and why.
 
-        Raises FederationError if the site does not hand one over within the bound.
+        A few sites at a time, one object each, so that little is on its way at once.
         """
-        for digest in digests:
-            request = records.pack("order", {**facts, "request": spool.request, "object": digest})
+        failures: dict[str, str] = {}
+        for few in batched(sorted(announced, key=lambda p: p.site), _FETCHED_AT_ONCE):
+            for turn in range(max(len(announced[participant]) for participant in few)):
+                asked = {
+                    participant: announced[participant][turn]
+                    for participant in few
+                    if turn < len(announced[participant]) and participant.site not in failures
+                }
+                failures |= self._fetch_one(asked, facts, spool)
+        return failures
 
-            def keep(_: Participant, message: Message, digest: str = digest) -> None:
-                require_answer(participant.site, spool.request, records.facts_of(message.content, "site"))
-                spool.keep(participant.site, message, [digest])
+    def _fetch_one(
+        self, asked: Mapping[Participant, str], facts: records.Facts, spool: Spool
+    ) -> dict[str, str]:
+        """One object of each site."""
 
-            failed = self.exchange({participant: request}, "query.release", "collection", self.timeout, keep)
-            if failed or digest not in spool.objects(participant.site):
-                why = failed.get(participant.site, "the object is not in the answer")
-                raise FederationError(refusal(f"object {digest[:12]}", why, "ask for the round again"))
+        def keep(participant: Participant, message: Message) -> None:
+            require_answer(participant.site, spool.request, records.facts_of(message.content, "site"))
+            digest = asked[participant]
+            spool.keep(participant.site, message, [digest])
+            if digest not in spool.objects(participant.site):
+                raise FederationError(
+                    refusal(f"object {digest[:12]}", "it is not in the answer", "ask for the round again")
+                )
+
+        requests = {
+            participant: records.pack("order", {**facts, "request": spool.request, "object": digest})
+            for participant, digest in asked.items()
+        }
+        return self.exchange(requests, "query.release", "collection", self.timeout, keep)
 
     def _lacking(self, member: Member, parts: Sequence[str], checkpoint: Checkpoint) -> list[str]:
         member.held &= {digest for held in checkpoint.parts.values() for digest in held}

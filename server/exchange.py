@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
@@ -16,6 +17,8 @@ from flwr.serverapp import Grid
 from pm1_core.errors import PM1Error
 
 log = logging.getLogger("pm1.coordinator")
+
+T = TypeVar("T")
 
 _POLL_SECONDS = 0.2
 _SAY_SECONDS = 30.0
@@ -61,10 +64,14 @@ class Exchange:
         enough, grace: once `enough()` holds it ends after `grace` more seconds, if a grace is given
         """
         waiting: dict[str, Participant] = {}
+        failures: dict[str, str] = {}
         for participant, content in requests.items():
             message = self.grid.create_message(content, kind, participant.node, group, ttl=timeout)
-            waiting |= dict.fromkeys(self.grid.push_messages([message]), participant)
-        failures: dict[str, str] = {}
+            (identifier,) = self.grid.push_messages([message])
+            if identifier:
+                waiting[identifier] = participant
+            else:
+                failures[participant.site] = "is not connected"
         answered: dict[str, Participant] = {}
         began = said = time.monotonic()
         deadline = began + timeout
@@ -125,6 +132,6 @@ class Exchange:
                     self._late(site, f"answered {group} too late")
 
 
-def batched(items: list[str], size: int) -> list[list[str]]:
+def batched(items: list[T], size: int) -> list[list[T]]:
     """`items` in lists of `size`; the last may be shorter."""
     return [items[start : start + size] for start in range(0, len(items), size)]

@@ -1,4 +1,4 @@
-"""What a run tells while it goes on: metrics.jsonl, TensorBoard, who took part, and answers that were dropped.
+"""What a run tells while it goes on: metrics.jsonl, TensorBoard, who took part, what was dropped, and a log.
 
 A line of metrics.jsonl: {"sequence", "phase", "round", "site" (null for the aggregate), "split", "examples",
 "seconds", "metrics": {...}}. Lines per site exist where the coordinator may see them: in simulations and in
@@ -38,6 +38,10 @@ class Journal:
             self.phases = atomic.read_json(folder / "phases.json")
         if (folder / "dropped.json").exists():
             self.dropped = atomic.read_json(folder / "dropped.json")
+        self._log = logging.FileHandler(folder / "coordinator.log")
+        self._log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        log.addHandler(self._log)
+        log.setLevel(logging.INFO)
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=sequence)
 
     def took_part(
@@ -116,8 +120,10 @@ class Journal:
             atomic.sync(stream.fileno())
 
     def close(self) -> None:
-        """Flush what TensorBoard holds back."""
+        """Flush what TensorBoard holds back, and end the log."""
         self._board.close()
+        log.removeHandler(self._log)
+        self._log.close()
 
 
 def _whole_lines(file: Path) -> list[str]:

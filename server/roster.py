@@ -56,6 +56,7 @@ class Roster:
         self.strangers: dict[str, str] = {}
         self._orders = [study.order(phase, 0).to_json() for phase in study.phases]
         self._asked: dict[int, str] = {}
+        self._new: set[int] = set()
 
     def refresh(self, checkpoint: Checkpoint) -> list[str]:
         """Ask nodes that are new, and return the names of the sites that are connected now."""
@@ -63,8 +64,9 @@ class Roster:
         for node in set(self._asked) - nodes:
             del self._asked[node]  # asked again when it comes back: its disk may be another
         new = [Participant(f"node {node}", node) for node in sorted(nodes - set(self._asked))]
+        self._new = {participant.node for participant in new}
         if new:
-            facts = {
+            facts: dict[str, records.Fact] = {
                 "order": self._orders[0],
                 "orders": self._orders,
                 "checkpoint": checkpoint.to_json(),
@@ -139,11 +141,15 @@ class Roster:
         facts = records.facts_of(message.content, "site")
         site = records.text_of(facts, "site")
         node = participant.node
-        taken = {name: other for other, name in self._asked.items()}
-        if site in taken and taken[site] != node:
+        others = [other for other, name in self._asked.items() if name == site]
+        if any(other in self._new for other in others):
             self.strangers[f"{site} (node {node})"] = "another node has this site's name"
             self._asked[node] = ""
             return
+        for other in others:
+            # A node that was killed stays in Flower's list for a minute; its successor is there within seconds.
+            log.warning("%s: node %d takes the place of node %d", site, node, other)
+            self._asked[other] = ""
         if facts.get("study") != self.definition:
             self.strangers[site] = "its data were prepared for another study definition"
             self._asked[node] = ""

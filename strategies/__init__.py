@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 
-# Flower reads this when it is imported: a hospital's processes do not call home.
+# Flower reads these when it is imported: a hospital's processes do not call home.
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 
 from strategies.base import Strategy
 from strategies.registry import STRATEGIES, build
