@@ -26,7 +26,7 @@ _READ_BYTES = 2**22
 
 def packed(tensors: Tensors) -> tuple[str, bytes]:
     """The bytes of one object, with the tensors in the order of names, and their SHA-256 in hex."""
-    content = safetensors.numpy.save({name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)})
+    content = safetensors.numpy.save({name: np.asarray(tensors[name], order="C") for name in sorted(tensors)})
     return hashlib.sha256(content).hexdigest(), content
 
 
