@@ -180,12 +180,11 @@ def _verify(options: argparse.Namespace) -> None:
         )
         return
     root, latest = found.lineage[0].hash[:12], found.lineage[-1].hash[:12]
-    print(f"{len(found.lineage)} checkpoints, lineage whole from {root} to {latest}, every tensor hashed")
+    print(f"{len(found.lineage)} checkpoints: lineage whole from {root} to {latest}, every tensor hashed")
     if found.origin:
         print(f"  starts from {found.origin.hash[:12]} of {found.origin.study}")
-    print(
-        f"  {len(found.releases)} releases" + (f", the last {found.releases[-1].hash}" * bool(found.releases))
-    )
+    last = f", the last {found.releases[-1].hash}" if found.releases else ""
+    print(f"  {len(found.releases)} released{last}")
     for signer, count in found.signers.items():
         print(f"  {count} signed by {signer}" if signer else f"  {count} not signed: no site loads them")
     if not found.checked:
