@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+_HERE = Path(__file__).parent
+sys.path[:0] = [str(_HERE.parent.parent), str(_HERE), str(_HERE.parent)]
 
 from studies import coordinate, site_paths, tiny_study  # noqa: E402
 
