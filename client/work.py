@@ -128,7 +128,9 @@ class Work(Site):
         memory = Memory(self.memory(), order)
         draws = np.random.default_rng(derived_seed(order.seed, order.phase, "encoding", order.round))
         residual = memory.load("residual") or {}
-        encoded, left = encoding.encode(order.encoding, tensors, received, residual, draws)
+        # What is sent under "control." is a change already.
+        start = {name: received[name] for name in received if not name.startswith(methods.CONTROL)}
+        encoded, left = encoding.encode(order.encoding, tensors, start, residual, draws)
         memory.save("residual", left)
         yield from sorted(encoded.items())
 
