@@ -21,12 +21,12 @@ AREAS = {
     "gout.all": {"auc": 0.66, "cases": 40.0, "controls": 980.0},
     "gout.sex=F": {"auc": 0.31, "cases": 8.0, "controls": 500.0},
 }
-FUNDUS = {
+FUNDUS: dict[str, Any] = {
     "image": 32, "patch": 8, "width": 24, "depth": 2, "heads": 2, "decoder_width": 16, "decoder_depth": 1,
     "decoder_heads": 2, "lora_rank": 2, "base": None, "base_sha256": None, "base_seed": 3,
     "lora_alpha": 16.0, "lora_dropout": 0.1, "token": "cls",
 }  # fmt: skip
-FUSION = {
+FUSION: dict[str, Any] = {
     "width": 32, "layers": 2, "heads": 4, "feedforward": 64, "genotype_width": 4, "phenotype_width": 12,
     "fundus_width": 24,
 }  # fmt: skip
