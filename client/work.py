@@ -128,11 +128,12 @@ class Work(Site):
         memory = Memory(self.memory(), order)
         draws = np.random.default_rng(derived_seed(order.seed, order.phase, "encoding", order.round))
         residual = memory.load("residual") or {}
-        # What is sent under "control." is a change already.
-        start = {name: received[name] for name in received if not name.startswith(methods.CONTROL)}
-        encoded, left = encoding.encode(order.encoding, tensors, start, residual, draws)
-        memory.save("residual", left)
-        yield from sorted(encoded.items())
+        changes = {name: tensors[name] for name in tensors if name.startswith(methods.CONTROL)}
+        model = {name: tensors[name] for name in tensors if name not in changes}
+        encoded, left = encoding.encode(order.encoding, model, received, residual, draws)
+        more, rest = encoding.encode(order.encoding, changes, {}, residual, draws)
+        memory.save("residual", {**left, **rest})
+        yield from sorted({**encoded, **more}.items())
 
     def _task(self, order: Order) -> Task:
         return build_task(order, self.store.study, allowed_tasks(self.paths.tasks))
