@@ -1,7 +1,8 @@
 """Files that are either whole or absent: write beside, fsync, rename.
 
-A process that is killed leaves the old file or the new one, whatever happens here. fsync is for the machine that
-loses power; simulations, which can be run again, do without it (`without_sync`).
+A process that is killed leaves the old file or the new one, whatever happens here, and perhaps one beside it that
+nobody reads (`sweep` removes those). fsync is for the machine that loses power; simulations, which can be run
+again, do without it (`without_sync`).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from typing import Any
 from pm1_core.errors import StateError
 from pm1_core.validate import refusal
 
-
 _SYNC = [True]
+_BESIDE = ".beside"
+_writing: set[str] = set()
 
 
 @contextmanager
@@ -33,7 +35,7 @@ def without_sync() -> Iterator[None]:
 
 
 def sync(handle: int) -> None:
-    """fsync an open file, unless within `without_sync`."""
+    """Fsync an open file, unless within `without_sync`."""
     if _SYNC[0]:
         os.fsync(handle)
 
@@ -49,19 +51,85 @@ def _sync_folder(folder: Path) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write `content` to `path` so that a crash at any instant leaves the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    """Write `content` to `path` so that a crash at any instant leaves the old file or the new one.
+
+    Raises OSError with `path` as its file name, also where the system names none (a disk that is full).
+    """
+    beside = ""
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, beside = tempfile.mkstemp(_BESIDE, f".{path.name}.{os.getpid()}.", path.parent)
+        _writing.add(beside)
         with os.fdopen(handle, "wb") as stream:
             stream.write(content)
             stream.flush()
             sync(stream.fileno())
         Path(beside).replace(path)
-    except BaseException:
-        Path(beside).unlink(missing_ok=True)
+    except BaseException as error:
+        if beside:
+            Path(beside).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            name_file(error, path)
         raise
+    finally:
+        _writing.discard(beside)
     _sync_folder(path.parent)
+
+
+def append_lines(path: Path, lines: Sequence[str]) -> None:
+    """Append whole lines to a file of lines, so that each is on disk, or is the torn last one, whatever happens.
+
+    A torn line that a process left when it died stays a line of its own: what follows is never joined to it.
+    Raises OSError with `path` as its file name.
+    """
+    content = "".join(line + "\n" for line in lines).encode()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab+") as stream:
+            if stream.tell():
+                stream.seek(-1, os.SEEK_END)
+                content = content if stream.read(1) == b"\n" else b"\n" + content
+            stream.write(content)
+            stream.flush()
+            sync(stream.fileno())
+    except OSError as error:
+        name_file(error, path)
+        raise
+
+
+def whole_lines(path: Path) -> list[str]:
+    """The lines of a file that were written to their end; what follows the last line feed is left out."""
+    return path.read_text(errors="replace").split("\n")[:-1]
+
+
+def name_file(error: OSError, path: Path) -> None:
+    """Let an error say which file it is about: the system does not when a write fails."""
+    if error.errno is not None:
+        error.filename = str(path)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what processes that were killed in `write_bytes` left in `folder`, not below it.
+
+    The name tells the process; what one that is still alive writes is left alone.
+    """
+    for file in folder.glob(f".*{_BESIDE}"):
+        process = file.name.removesuffix(_BESIDE).split(".")[-2]
+        if str(file) not in _writing and not (process.isdecimal() and _alive(int(process))):
+            file.unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
+    """Whether another process of this number is there."""
+    if process == os.getpid():
+        return False  # a former process of this number: in a container it is always the same
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def write_text(path: Path, content: str) -> None:

@@ -7,6 +7,7 @@ Hugging Face cuts large models into shards. No one who writes, sends or reads a 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from pm1_core.validate import refusal
 
 SHARD_BYTES = 256 * 2**20
 _READ_BYTES = 2**22
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def packed(tensors: Tensors) -> tuple[str, bytes]:
@@ -52,7 +54,11 @@ class ObjectStore:
         self._checked: set[str] = set()
 
     def path(self, digest: str) -> Path:
-        """Where the object with this digest lies."""
+        """Where the object with this digest lies. Raises CheckpointError if that is none: it names a file."""
+        if not _DIGEST.fullmatch(digest):
+            raise CheckpointError(
+                refusal(f"object {digest[:12]!r}", "its name is no SHA-256 in hex", "name it by its digest")
+            )
         return self.folder / f"{digest}.safetensors"
 
     def put(self, tensors: Tensors) -> str:
@@ -117,13 +123,22 @@ class ObjectStore:
         return self.path(digest).exists()
 
     def _write(self, digest: str, content: bytes) -> None:
-        if not self.path(digest).exists():
-            atomic.write_bytes(self.path(digest), content)
+        """Write what is known to be whole, also in the place of a file of this name that is damaged."""
+        if digest in self:
+            try:
+                self.check(digest)
+                return
+            except CheckpointError:
+                pass
+        atomic.write_bytes(self.path(digest), content)
         self._checked.add(digest)
 
 
 class Reader(Mapping[str, np.ndarray]):
-    """The arrays of some objects by name, each read from disk when it is asked for and not kept."""
+    """The arrays of some objects by name, each read from disk when it is asked for and not kept.
+
+    Reading raises CheckpointError if an object is absent, damaged or no safetensors file.
+    """
 
     def __init__(self, objects: ObjectStore, digests: Sequence[str]) -> None:
         self._objects = objects
@@ -131,7 +146,14 @@ class Reader(Mapping[str, np.ndarray]):
         self._handles: dict[str, Any] | None = None
 
     def __getitem__(self, name: str) -> np.ndarray:
-        array: np.ndarray = self._index()[name].get_tensor(name)
+        handle = self._index()[name]
+        try:
+            array: np.ndarray = handle.get_tensor(name)
+        except (safetensors.SafetensorError, TypeError, AttributeError) as error:
+            # numpy has no array of the file's type: bfloat16, 8-bit floats.
+            raise CheckpointError(
+                refusal(f"tensor {name!r}", f"cannot be read ({error})", "write a type that numpy has")
+            ) from None
         return array
 
     def __contains__(self, name: object) -> bool:
@@ -149,8 +171,16 @@ class Reader(Mapping[str, np.ndarray]):
 
     def _index(self) -> dict[str, Any]:
         if self._handles is None:
-            self._handles = {}
+            handles: dict[str, Any] = {}
             for digest in self._digests:
-                handle: Any = safe_open(self._objects.check(digest), framework="numpy")
-                self._handles |= dict.fromkeys(handle.keys(), handle)
+                file = self._objects.check(digest)
+                try:
+                    handle: Any = safe_open(file, framework="numpy")
+                except safetensors.SafetensorError as error:
+                    remedy = "write it with safetensors"
+                    raise CheckpointError(
+                        refusal(f"object {digest[:12]}", f"no safetensors ({error})", remedy)
+                    ) from None
+                handles |= dict.fromkeys(handle.keys(), handle)
+            self._handles = handles
         return self._handles
