@@ -21,6 +21,7 @@ from pm1_core.evaluation.intervals import roc_auc
 from pm1_core.evaluation.scores import areas, bins_of, resolution
 from pm1_core.fields import Modality, Split
 from pm1_core.model.baselines import fit_logistic
+from pm1_core.training import methods
 from pm1_core.training.local import train_locally
 from pm1_core.training.order import Order
 from pm1_core.training.tasks import Task, build_task
@@ -124,6 +125,18 @@ def test_it_learns_and_the_same_seed_gives_the_same_bytes(
     assert after["examples"] == task.examples(everybody)
     for name, array in once.items():
         np.testing.assert_array_equal(array, again[name], err_msg=name)
+
+
+def test_a_strategy_may_guide_its_training(sites: list[Store], tmp_path: Path) -> None:
+    state, task = statistics(sites, tmp_path), tabular(sites[0], NETWORK)
+    (plain,), start = orders("tabular", NETWORK, 1), task.initial(state, 0)
+    moved = []
+    for number, order in enumerate((plain, replace(plain, method={"proximal": 10.0}))):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        update = methods.train(task, sites[0], order, state, start, folder)
+        moved.append(sum(float(((update.tensors[name] - start[name]) ** 2).sum()) for name in start))
+    assert moved[1] < 0.9 * moved[0]
 
 
 def test_counts_of_the_sites_give_the_area_over_all_of_them(sites: list[Store], tmp_path: Path) -> None:
