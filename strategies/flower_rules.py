@@ -16,24 +16,26 @@ import flwr.serverapp.strategy as flower
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, Metadata, MetricRecord, RecordDict
 
+from pm1_core.update import Tensors
+
 _TTL_SECONDS = 60.0
 
 
 def fold(rule: flower.FedAvg, stack: np.ndarray) -> np.ndarray:
     """`rule` over the rows of a float64 array [sites, elements], every row with the same weight: [elements]."""
-    replies = [_reply(row) for row in stack]
     with _unlogged():
-        arrays, _ = rule.aggregate_train(1, replies)
+        arrays, _ = rule.aggregate_train(1, [reply({"block": row}) for row in stack])
     assert arrays is not None  # none of the replies carries an error
     folded: np.ndarray = arrays["block"].numpy()
     return folded
 
 
-def _reply(row: np.ndarray) -> Message:
+def reply(tensors: Tensors, weight: float = 1.0) -> Message:
+    """A reply to a training message as Flower's strategies read one."""
     content = RecordDict(
         {
-            "arrays": ArrayRecord({"block": Array(row)}),
-            "figures": MetricRecord({"num-examples": 1.0}),
+            "arrays": ArrayRecord({name: Array(array) for name, array in tensors.items()}),
+            "figures": MetricRecord({"num-examples": weight}),
         }
     )
     metadata = Metadata(

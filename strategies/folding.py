@@ -13,8 +13,11 @@ import numpy as np
 from pm1_core.update import Tensors
 from strategies.updates import Updates
 
-BLOCK = 2**18
-"""Elements that are worked on in float64 at a time: 2 MiB each."""
+BLOCK = 2**16
+"""Elements of one tensor that are worked on in float64 at a time: 0.5 MiB."""
+
+STACK_BLOCK = 2**20
+"""Elements of all sites together that a rule gets in float64 at a time: 8 MiB."""
 
 STACK_BYTES = 128 * 2**20
 """Bytes of all sites' blocks of one tensor together. A larger tensor is read in several passes over its sites."""
@@ -94,7 +97,7 @@ def coordinatewise(
     """`rule`, float64 [sites, elements] -> [elements], over a whole tensor, as float32 in its shape."""
     shape = previous[name].shape
     folded = np.empty(int(np.prod(shape)), np.float32)
-    width = max(1, BLOCK // len(sites))
+    width = max(1, STACK_BLOCK // len(sites))
     for part, stack in stacks(updates, sites, name, folded.size):
         here = folded[part]
         for block in blocks(stack.shape[1], width):

@@ -71,7 +71,7 @@ def squared_distances(
     differ would be lost in those that they have in common.
     """
     squares = np.zeros((len(sites), len(sites)))
-    width = max(1, folding.BLOCK // len(sites))
+    width = max(1, folding.STACK_BLOCK // len(sites))
     for name in names:
         before = previous[name].reshape(-1)
         for part, stack in folding.stacks(updates, sites, name, before.size):

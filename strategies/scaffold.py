@@ -25,11 +25,12 @@ class Scaffold(Strategy):
         x <- x + server_learning_rate * mean over S of (y_i - x)                  line 16
         c <- c + |S| / N * mean over S of (c_i+ - c_i)                            line 17
 
-    S are the sites that answered, N those that are eligible for the phase. Of a tensor that only some of S
-    trained, both means are over those, and |S| / N stays what it is: the share of the sites that answered.
+    S are the sites that answered and trained anything, N those that are eligible for the phase. Of a tensor that
+    only some of S trained, both means are over those, and |S| / N stays what it is: the share that took part.
 
-    weighting: "examples" weighs both means as FedAvg does; "uniform" counts every site once, as the paper does.
-        Both are consistent: c is the gradient of the objective that the model's mean stands for.
+    weighting: "examples" weighs both means as FedAvg does, "uniform" counts every site once, as the paper does.
+        While all sites answer, c is the mean of all c_i under either. Where sites come and go, it stays so
+        under "uniform" only; under "examples" it is an estimate, as the examples of the absent are not known
     server_learning_rate: the paper's global step size
     """
 
@@ -55,10 +56,11 @@ class Scaffold(Strategy):
 
     def aggregate(self, round_number: int, previous: Tensors, updates: Updates) -> Named:
         """Yield the model, then c."""
-        share = len(updates.sites) / updates.population
+        active = {site for name in updates.names for site in folding.trainers(updates, _model_name(name))}
+        share = len(active) / updates.population
         for name in sorted(updates.names, key=lambda name: (name.startswith(CONTROL), name)):
             before = previous[name]
-            weights = folding.weights(updates, name.removeprefix(CONTROL))
+            weights = folding.weights(updates, _model_name(name))
             if self.weighting == "uniform":
                 weights = dict.fromkeys(weights, 1.0)
             new = folding.mean(updates, name, weights)
@@ -72,3 +74,8 @@ class Scaffold(Strategy):
                 else:
                     new[block] = old[block] + self.server_learning_rate * (new[block] - old[block])
             yield name, folding.rounded(new, before)
+
+
+def _model_name(name: str) -> str:
+    """The tensor of the model that a control variate belongs to."""
+    return name.removeprefix(CONTROL)
