@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hospitals import prepare_hospitals
 
+from pm1_core import atomic
 from pm1_core.data.store import Store
+
+
+@pytest.fixture(autouse=True)
+def _without_sync() -> Iterator[None]:
+    """Moments of some hundred rounds need not survive a loss of power."""
+    with atomic.without_sync():
+        yield
 
 
 @pytest.fixture(scope="session")
