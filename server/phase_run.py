@@ -1,0 +1,290 @@
+"""One phase of a study: round 0, training rounds, and the figures at its end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from flwr.app import Message
+
+from pm1_core.checkpoint import Checkpoint, CheckpointFolder, part_of
+from pm1_core.errors import FederationError, PM1Error
+from pm1_core.evaluation.scores import areas
+from pm1_core.objects import Reader
+from pm1_core.training.tasks import Task
+from pm1_core.validate import refusal
+from server.delivery import Delivery
+from server.exchange import Exchange, Participant
+from server.figures import mean_figures, pooled, summed
+from server.folding import STATE, advanced, complete, start_of
+from server.journal import Journal
+from server.provenance import code_hash
+from server.roster import Member, Roster, shortfall
+from server.spool import Expected, Spool, Spooled, far_beyond
+from server.study import Phase, Study
+from strategies import Strategy, records
+
+
+@dataclass(frozen=True)
+class Desk:
+    """What a coordinator works with throughout a run."""
+
+    study: Study
+    folder: Path
+    checkpoints: CheckpointFolder
+    journal: Journal
+    exchange: Exchange
+    roster: Roster
+    delivery: Delivery
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of sites in one exchange: an order on a checkpoint. kind: "train" or "evaluate"."""
+
+    kind: str
+    order: str
+    checkpoint: Checkpoint
+    validate: bool = False
+
+    @property
+    def digest(self) -> str:
+        """What both ends know it by."""
+        return records.request_digest(self.kind, self.order, self.checkpoint.hash)
+
+    @property
+    def facts(self) -> dict[str, records.Fact]:
+        """What travels of it."""
+        manifest = self.checkpoint.to_json()
+        return {"order": self.order, "checkpoint": manifest, "validate": int(self.validate)}
+
+
+class PhaseRun:
+    """A phase under way."""
+
+    def __init__(self, desk: Desk, phase: Phase, task: Task, strategy: Strategy) -> None:
+        self.desk = desk
+        self.phase = phase
+        self.task = task
+        self.strategy = strategy
+
+    def run(self, latest: Checkpoint | None, progress: Callable[[int], None]) -> Checkpoint:
+        """What is left of the phase after `latest`; `progress` is called with the number of each round done.
+
+        Raises FederationError if a round finds too few sites; the checkpoint before it stays in force.
+        """
+        if latest is None or latest.phase != self.phase.name:
+            latest = self._begin(latest)
+        for number in range(latest.round + 1, self.phase.rounds + 1):
+            latest = self._round(number, latest)
+            progress(number)
+        return latest
+
+    def _begin(self, latest: Checkpoint | None) -> Checkpoint:
+        """Round 0: the model's tensors that the phase trains, and the strategy's state."""
+        checkpoints = self.desk.checkpoints
+        state = checkpoints.state(latest or checkpoints.origin())
+        model = start_of(self.task, state, self.desk.study.seed)
+        own = self.strategy.initial(model)
+        travels = {part_of(name) for name in (*model, *own)} - {"server"}
+        return checkpoints.save(
+            latest,
+            [*sorted(model.items()), *sorted(own.items())],
+            trained=tuple(sorted(travels)),
+            **self._manifest(0),
+        )
+
+    def _round(self, number: int, latest: Checkpoint) -> Checkpoint:
+        """One round: gather, deliver, train, check, fold, and a checkpoint."""
+        began = time.monotonic()
+        desk, phase = self.desk, self.phase
+        members = desk.roster.gather(phase, latest)
+        people = desk.roster.people(phase)
+        present = {member.participant.site: member.counts[phase.name] for member in members}
+        desk.journal.took_part(phase.name, present, desk.roster.absent(phase))
+        order = desk.study.order(phase, number).to_json()
+        question = Question("train", order, latest, validate=number > 1)
+        updates = Spooled(Spool(desk.folder / "spool", question.digest), self._expected(latest))
+        norms: dict[str, float] = {}
+
+        def check(site: str) -> None:
+            norms[site] = updates.check(site)
+
+        self._look_again(updates, check)
+        failures = self._collect(
+            [member for member in members if member.participant.site not in norms],
+            question,
+            updates.spool,
+            check,
+            lambda arrived: not shortfall(phase, sorted({*norms, *arrived}), people),
+        )
+        if self.task.aggregation == "mean":
+            far = far_beyond(norms, people, desk.study.norm_limit)
+            failures |= far
+            for site in far:
+                updates.spool.refuse(site)
+        desk.journal.lost(phase.name, f"round {number}", failures)
+        lack = shortfall(phase, list(updates.sites), people)
+        if lack:
+            why = "; ".join(f"{site}: {reason}" for site, reason in sorted(failures.items()))
+            raise FederationError(
+                refusal(
+                    f"phase {phase.name!r}, round {number}",
+                    f"{lack} answered ({why or 'nobody else is connected'})",
+                    "mend the sites and resume; the last checkpoint stays in force",
+                )
+            )
+        return self._close(number, latest, updates, members, began)
+
+    def _expected(self, latest: Checkpoint) -> Expected:
+        members = self.desk.roster.members.values()
+        return Expected(
+            tensors=self._tensors(latest, latest.trained),
+            modality_of=self.task.modality_of,
+            stays=self.strategy.stays,
+            encoding=self.desk.study.encoding,
+            summed=self.task.aggregation == "sum",
+            declared={
+                m.participant.site: m.counts[self.phase.name] for m in members if self.phase.name in m.counts
+            },
+        )
+
+    def _look_again(self, updates: Spooled, check: Callable[[str], None]) -> None:
+        """Updates that arrived before a coordinator was interrupted count, if their sites are here again."""
+        for site in updates.sites:
+            try:
+                if site not in updates.expected.declared:
+                    raise FederationError(refusal(f"site {site!r}", "is not connected", "ask it again"))
+                check(site)
+            except PM1Error:
+                updates.spool.refuse(site)
+
+    def _collect(
+        self,
+        members: Sequence[Member],
+        question: Question,
+        spool: Spool,
+        check: Callable[[str], None],
+        enough: Callable[[set[str]], bool] = lambda arrived: False,
+    ) -> dict[str, str]:
+        """Ask `members`, keep their checked answers in `spool`, and return who failed and why."""
+        desk, checkpoint = self.desk, question.checkpoint
+        needed = [*desk.checkpoints.state(checkpoint).selected(self.task.needs), *checkpoint.trained]
+        held = [part for part in needed if part in checkpoint.parts]
+        requests, failures = desk.delivery.prepare(members, held, checkpoint, question.facts)
+        announced: dict[Participant, list[str]] = {}
+        arrived: set[str] = set()
+
+        def checked(participant: Participant) -> None:
+            try:
+                check(participant.site)
+            except PM1Error as error:
+                spool.refuse(participant.site)
+                failures[participant.site] = str(error)
+
+        def receive(participant: Participant, message: Message) -> None:
+            try:
+                rest = spool.accept(participant.site, message)
+            except PM1Error:
+                spool.refuse(participant.site)
+                raise
+            arrived.add(participant.site)
+            if rest:
+                announced[participant] = rest
+            else:
+                checked(participant)
+
+        lost = desk.exchange(
+            requests,
+            question.kind,
+            f"{self.phase.name}, {question.kind} {checkpoint.round + 1}",
+            desk.study.timeout,
+            receive,
+            lambda: enough(arrived),
+            desk.study.grace,
+        )
+        for site in lost:
+            desk.roster.forget(site)
+        unfetched = desk.delivery.fetch(announced, question.facts, spool)
+        for site in unfetched:
+            spool.refuse(site)
+        for participant in announced:
+            if participant.site not in unfetched:
+                checked(participant)
+        return {**failures, **lost, **unfetched}
+
+    def _close(
+        self, number: int, latest: Checkpoint, updates: Spooled, members: Sequence[Member], began: float
+    ) -> Checkpoint:
+        """Fold the updates into the next checkpoint, evaluate it at the phase's end, and put it in force."""
+        checkpoints, journal, phase = self.desk.checkpoints, self.desk.journal, self.phase
+        last = number == phase.rounds
+        previous = self._tensors(latest, [*latest.trained, "server"])
+        folded = complete(previous, self.strategy.aggregate(number, previous, updates))
+        replies = {site: updates.spool.replies[site] for site in updates.sites}
+        draft = checkpoints.draft(
+            latest,
+            advanced(self.task, number, self._tensors(latest, latest.trained), folded),
+            without=STATE if last else (),
+            trained=latest.trained,
+            sites={site: reply.weight for site, reply in replies.items()},
+            **self._manifest(number),
+        )
+        seconds = time.monotonic() - began
+        for site, reply in replies.items():
+            journal.write(draft.sequence, phase.name, number, site, reply.metrics, reply.weight, seconds)
+        means = mean_figures({site: (reply.weight, reply.metrics) for site, reply in replies.items()})
+        weight = sum(reply.weight for reply in replies.values())
+        journal.write(draft.sequence, phase.name, number, None, means, weight, seconds)
+        energy = [r.metrics["energy_joules"] for r in replies.values() if "energy_joules" in r.metrics]
+        measured = {"seconds": round(seconds, 3)}
+        if energy:
+            measured |= {"energy_joules": sum(energy), "energy_sites": float(len(energy))}
+        figures = self._evaluate(draft, members) if last else {}
+        checkpoint = checkpoints.commit(draft, measured=measured, **figures)
+        updates.spool.clear()
+        return checkpoint
+
+    def _evaluate(
+        self, draft: Checkpoint, members: Sequence[Member]
+    ) -> dict[str, Mapping[str, Mapping[str, float]]]:
+        """Figures of the phase's last model on validation and test people, and areas from the sites' sums."""
+        began = time.monotonic()
+        desk, phase = self.desk, self.phase
+        question = Question("evaluate", desk.study.order(phase, phase.rounds).to_json(), draft)
+        spool = Spool(desk.folder / "spool" / "evaluation", question.digest)
+
+        def check(site: str) -> None:
+            areas(spool.tensors(site), fewest=1)  # refuses what is no count of scores
+
+        failures = self._collect(members, question, spool, check)
+        desk.journal.lost(phase.name, "evaluation", failures)
+        figures = {site: dict(spool.replies[site].metrics) for site in sorted(spool.replies)}
+        seconds = time.monotonic() - began
+        for site, found in figures.items():
+            weight = spool.replies[site].weight
+            desk.journal.write(draft.sequence, phase.name, phase.rounds, site, found, weight, seconds)
+        everybody = pooled(figures)
+        desk.journal.write(draft.sequence, phase.name, phase.rounds, None, everybody, 0.0, seconds)
+        sums = summed({site: spool.tensors(site) for site in figures})
+        spool.clear()
+        return {"metrics": {"all": everybody, **figures}, "areas": areas(sums)}
+
+    def _manifest(self, number: int) -> dict[str, object]:
+        study = self.desk.study
+        return {
+            "study": study.name,
+            "config": study.hash,
+            "code": code_hash(),
+            "phase": self.phase.name,
+            "round": number,
+            "rounds": self.phase.rounds,
+            "privacy": study.privacy,
+        }
+
+    def _tensors(self, checkpoint: Checkpoint, parts: Sequence[str]) -> Reader:
+        """The tensors of some parts of a checkpoint, read one by one."""
+        held = [digest for part in parts for digest in checkpoint.parts.get(part, ())]
+        return Reader(self.desk.checkpoints.objects, held)
