@@ -62,7 +62,7 @@ class Strategy(ABC):
 
     @abstractmethod
     def aggregate(self, round_number: int, previous: Tensors, updates: Updates) -> Named:
-        """Yield the new tensors one at a time, float32: the model's, then the strategy's own.
+        """Yield the new tensors one at a time, float32: the model's by name, then the strategy's own by name.
 
         round_number: from 1 within the phase
         previous: the phase's global tensors before the round, the strategy's own among them; each is read

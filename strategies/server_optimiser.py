@@ -29,7 +29,7 @@ Moments = dict[str, Doubles]
 class ServerOptimiser(Strategy):
     """An optimiser at the coordinator, elementwise.
 
-    kinds: what it remembers of every element
+    kinds: what it remembers of every element, in the order of names
     """
 
     linear: ClassVar[bool] = True
@@ -52,35 +52,34 @@ class ServerOptimiser(Strategy):
         }
 
     def aggregate(self, round_number: int, previous: Tensors, updates: Updates) -> Named:
-        """Yield the model's tensors, then the moments.
+        """Yield the model's tensors, then each kind of moment.
 
-        Updates are folded twice, once for each: holding one of them until the other is written would be
-        holding a whole model.
+        Updates are folded anew for each of them: to hold one until the other is written would be to hold a
+        whole model.
         """
         for name in updates.names:
             before = previous[name]
-            new = np.array(before, np.float32).reshape(-1)
-            for block, change, _ in self._steps(previous, updates, name, before):
-                new[block] = before.reshape(-1)[block].astype(np.float64) + change
-            yield name, new.reshape(before.shape)
-        for name in updates.names:
-            before = previous[name]
-            new_moments = {kind: np.array(previous[f"{SERVER}{kind}.{name}"]) for kind in self.kinds}
-            for block, _, moments in self._steps(previous, updates, name, before):
-                for kind, values in moments.items():
-                    new_moments[kind].reshape(-1)[block] = values
-            for kind in self.kinds:
-                yield f"{SERVER}{kind}.{name}", new_moments[kind]
+            new = np.array(before, np.float32, order="C")
+            for block, change, _ in self._steps(previous, updates, name):
+                new.reshape(-1)[block] = before.reshape(-1)[block].astype(np.float64) + change
+            yield name, new
+        for kind in self.kinds:
+            for name in updates.names:
+                new = np.array(previous[f"{SERVER}{kind}.{name}"], np.float32, order="C")
+                for block, _, moments in self._steps(previous, updates, name):
+                    new.reshape(-1)[block] = moments[kind]
+                yield f"{SERVER}{kind}.{name}", new
 
     def _steps(
-        self, previous: Tensors, updates: Updates, name: str, before: np.ndarray
+        self, previous: Tensors, updates: Updates, name: str
     ) -> Iterator[tuple[slice, Doubles, Moments]]:
         """Block by block (slice, change, new moments); nothing where no site trained the tensor."""
         mean = folding.mean(updates, name)
         if mean is None:
             return
+        before = previous[name].reshape(-1)
         old = {kind: previous[f"{SERVER}{kind}.{name}"].reshape(-1) for kind in self.kinds}
         for block in folding.blocks(mean.size):
-            delta = mean[block] - before.reshape(-1)[block]
+            delta = mean[block] - before[block]
             moments = {kind: values[block].astype(np.float64) for kind, values in old.items()}
             yield block, *self.step(delta, moments)
