@@ -16,6 +16,12 @@ from pm1_core.errors import InputError
 from pm1_core.validate import refusal
 from server.releases import Release
 
+_SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # 7, its own default, waits four minutes for a server that is not there
+}
+
 
 def register(folder: Path, uri: str, name: str, checkpoint: Checkpoint, release: Release | None) -> str:
     """Log the export at `folder` to the MLflow server or store `uri` and register it as a version of `name`.
@@ -23,8 +29,8 @@ def register(folder: Path, uri: str, name: str, checkpoint: Checkpoint, release:
     uri: as MLflow takes it: "http://...", "sqlite:///mlflow.db"
     Returns the version. Raises InputError if MLflow is not installed, or refuses.
     """
-    for variable in ("MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
-        os.environ.setdefault(variable, "true")
+    for variable, value in _SETTINGS.items():
+        os.environ.setdefault(variable, value)
     try:
         import mlflow
         from mlflow.exceptions import MlflowException
