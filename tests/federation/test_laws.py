@@ -17,7 +17,7 @@ from pm1_core.training.tasks import build_task
 from pm1_core.update import Update
 from simulations.grid import run_in_process
 from simulations.pooled import PooledStore
-from strategies.rules import weighted_mean
+from strategies import Gathered, build
 
 FULL_BATCH = {"batch_size": 0, "epochs": 1, "optimiser": {"name": "sgd", "learning_rate": 0.05}}
 
@@ -63,7 +63,7 @@ def test_full_batch_gradient_descent_over_sites_equals_pooled(
         store.site: task.train(store, order, state, start, _folder(tmp_path / store.site)) for store in stores
     }
     pooled = task.train(PooledStore(stores), order, state, start, _folder(tmp_path / "pooled"))  # type: ignore[arg-type]
-    mean = weighted_mean(updates)
+    mean = _averaged(updates)
     assert any(not np.array_equal(mean[name], start[name]) for name in mean)
     for name, array in mean.items():
         np.testing.assert_allclose(array, pooled.tensors[name], atol=1e-6, err_msg=name)
@@ -87,24 +87,10 @@ def test_statistics_over_sites_are_those_of_the_pooled_people(
     np.testing.assert_array_equal(state["statistics.genotype.3.counts"], expected)
 
 
-def test_weights_scale_out() -> None:
-    updates = {
-        name: Update({"w": np.full(3, value, np.float32)}, weight)
-        for name, value, weight in (("a", 1.0, 1.0), ("b", 2.0, 3.0), ("c", 6.0, 4.0))
-    }
-    mean = weighted_mean(updates)["w"]
-    np.testing.assert_allclose(mean, (1 * 1 + 2 * 3 + 6 * 4) / 8)
-    tenfold = {name: Update(update.tensors, 10 * update.weight) for name, update in updates.items()}
-    np.testing.assert_array_equal(weighted_mean(tenfold)["w"], mean)
-
-
-def test_aggregation_does_not_depend_on_the_order_of_arrival() -> None:
-    rng = np.random.default_rng(0)
-    updates = {
-        f"site{i}": Update({"w": rng.normal(size=1000).astype(np.float32)}, float(i + 1)) for i in range(7)
-    }
-    backwards = dict(reversed(list(updates.items())))
-    np.testing.assert_array_equal(weighted_mean(updates)["w"], weighted_mean(backwards)["w"])
+def _averaged(updates: dict[str, Update]) -> dict[str, np.ndarray]:
+    """What FedAvg makes of them."""
+    previous = next(iter(updates.values())).tensors
+    return dict(build({"name": "fedavg"}).aggregate(1, previous, Gathered(updates)))
 
 
 def _statistics(stores: list[Store], tmp_path: Path) -> dict[str, np.ndarray] | State:
