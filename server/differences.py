@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from pm1_core.checkpoint import Checkpoint, CheckpointFolder
+from server.shards import Entry, entries
 
 
 @dataclass(frozen=True)
@@ -70,18 +71,23 @@ def compare(checkpoints: CheckpointFolder, first: Checkpoint, second: Checkpoint
 def _distance(
     checkpoints: CheckpointFolder, first: Checkpoint, second: Checkpoint, part: str
 ) -> PartDistance:
-    one, other = checkpoints.state(first).part(part), checkpoints.state(second).part(part)
-    names = [name for name in one if name in other and one.shape(name) == other.shape(name)]
+    one, other = (_entries(checkpoints, checkpoint.parts[part]) for checkpoint in (first, second))
+    names = [name for name in sorted(one) if name in other and one[name].shape == other[name].shape]
     unmatched = tuple(sorted({*one, *other} - set(names)))
     if tuple(first.parts[part]) == tuple(second.parts[part]):
         return PartDistance(part, 0.0, len(names), unmatched)
     apart = size = 0.0
     for name in names:
-        before = np.asarray(one[name], np.float64)
-        apart += float(np.square(np.asarray(other[name], np.float64) - before).sum())
-        size += float(np.square(before).sum())
+        before = one[name].read()
+        size += float(np.square(before, dtype=np.float64).sum())
+        apart += float(np.square(other[name].read() - before, dtype=np.float64).sum())
     distance = math.sqrt(apart / size) if size else None
     return PartDistance(part, distance, len(names), unmatched)
+
+
+def _entries(checkpoints: CheckpointFolder, digests: Sequence[str]) -> dict[str, Entry]:
+    files = (checkpoints.objects.check(digest) for digest in digests)
+    return {entry.name: entry for file in files for entry in entries(file)}
 
 
 def _figures(checkpoint: Checkpoint) -> dict[str, float]:

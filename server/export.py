@@ -16,7 +16,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,7 +82,7 @@ def export(
     release = next((r for r in verified.releases if r.checkpoint == checkpoint.hash), None)
     facts = Facts(checkpoint, release, verified, study, _counts(chosen, held), licence)
     tensors = [entry for part in sorted(chosen) for digest in chosen[part] for entry in held[digest]]
-    with atomic.whole_folder(folder) as beside:
+    with _named(folder), atomic.whole_folder(folder) as beside:
         if set(chosen) == {FUNDUS}:
             _write_adapters(beside, facts, tensors)
         else:
@@ -215,6 +216,16 @@ def _write_adapters(folder: Path, facts: Facts, tensors: Sequence[Entry]) -> Non
 
 def _write_json(file: Path, content: object) -> None:
     file.write_text(json.dumps(content, indent=2) + "\n")
+
+
+@contextmanager
+def _named(folder: Path) -> Iterator[None]:
+    """Give an error of a write the name of the folder: on a full disk the system names no file."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(folder)
+        raise
 
 
 def _umask() -> int:

@@ -1,4 +1,4 @@
-"""Safetensors files cut anew from others, byte by byte: no tensor is decoded, no more than a block is held.
+"""Safetensors files read tensor by tensor, and cut anew from others block by block: no model is ever in memory.
 
 Layout of a file: a little-endian uint64 n, n bytes of JSON (name -> dtype, shape, offsets into what follows), data.
 Source: huggingface/safetensors, README, "Format".
@@ -14,10 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pm1_core.errors import CheckpointError
 from pm1_core.validate import refusal
 
 _BLOCK = 2**22
+_NUMPY = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "I64": np.int64, "I32": np.int32}
 _ALIGNED = 8
 
 
@@ -36,6 +39,16 @@ class Entry:
     def parameters(self) -> int:
         """Numbers in it."""
         return math.prod(self.shape)
+
+    def read(self) -> np.ndarray:
+        """The tensor. Unlike a memory map, it leaves nothing behind in the memory of this process.
+
+        Raises CheckpointError for a kind of number that numpy lacks.
+        """
+        if self.dtype not in _NUMPY:
+            found = f"tensor {self.name!r} is of {self.dtype}"
+            raise CheckpointError(refusal(self.file, found, f"use one of {', '.join(_NUMPY)}"))
+        return np.fromfile(self.file, _NUMPY[self.dtype], self.parameters, offset=self.start)
 
 
 def entries(file: Path) -> list[Entry]:
