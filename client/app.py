@@ -65,7 +65,10 @@ def make_app(locate: Callable[[Context], SitePaths]) -> ClientApp:
             return Message(Error(REFUSED, str(error)), reply_to=message)
         except Exception as error:  # a site that fails must say so, not disappear
             log = Path(locate(context).folder) / "failures.log"
-            reason = f"{type(error).__name__} (details stay at the site)"
+            what = type(error).__name__
+            if isinstance(error, OSError) and error.strerror:
+                what = error.strerror  # "No space left on device"; which file it was stays here
+            reason = f"{what} (details stay at the site)"
             try:
                 log.parent.mkdir(parents=True, exist_ok=True)
                 with log.open("a") as stream:

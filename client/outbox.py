@@ -121,11 +121,7 @@ class Outbox:
             "weight": release.figures.get("weight") if release else None,
             "figures": sorted(release.figures) if release else [],
         }
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("a") as stream:
-            stream.write(json.dumps(line, sort_keys=True) + "\n")
-            stream.flush()
-            atomic.sync(stream.fileno())
+        atomic.append_lines(self.log, [json.dumps(line, sort_keys=True)])
 
     def _forget(self, newest: Release) -> None:
         """Remove releases of this kind that nobody can ask for any more: all but the two newest rounds."""
@@ -140,5 +136,8 @@ class Outbox:
         for release in held:
             if release not in kept:
                 (self.folder / f"{release.request}.json").unlink(missing_ok=True)
-                for digest in set(release.objects) - named:
-                    self.objects.path(digest).unlink(missing_ok=True)
+        for file in self.objects.folder.glob("*.safetensors"):
+            if file.stem not in named:  # of no release, or of one that was never finished
+                file.unlink(missing_ok=True)
+        for folder in (self.folder, self.objects.folder):
+            atomic.sweep(folder)

@@ -121,7 +121,9 @@ class Site:
             atomic.write_text(manifest, text)
             for file in self.objects.folder.glob("*.safetensors"):
                 if file.stem not in named:
-                    file.unlink()
+                    file.unlink(missing_ok=True)
+            for folder in (self.folder, self.objects.folder):
+                atomic.sweep(folder)
 
 
 @lru_cache(maxsize=64)

@@ -20,6 +20,7 @@ from pm1_core.validate import refusal
 from server.delivery import Delivery
 from server.exchange import Exchange
 from server.journal import Journal
+from server.leftovers import clear_away
 from server.origins import require_origin
 from server.phase_run import Desk, PhaseRun
 from server.roster import Roster
@@ -64,10 +65,11 @@ class Coordinator:
                     "resume with the configuration it was started with, or choose another run name",
                 )
             )
+        clear_away(self.folder, checkpoints)
         atomic.write_text(self.folder / "study.json", self.study.to_json() + "\n")
         journal = Journal(self.folder, latest.sequence if latest else 0)
         exchange = Exchange(self.grid, journal.strange)
-        roster = Roster(self.study, self.summary.hash, exchange)
+        roster = Roster(self.study, self.summary.hash, exchange, self.folder / "roster.json")
         delivery = Delivery(exchange, checkpoints.objects, self.study.timeout)
         desk = Desk(self.study, self.folder, checkpoints, journal, exchange, roster, delivery)
         names = [phase.name for phase in self.study.phases]

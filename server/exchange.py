@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -23,6 +24,8 @@ T = TypeVar("T")
 _POLL_SECONDS = 0.2
 _SAY_SECONDS = 30.0
 _PULLED_AT_ONCE = 4
+_REMEMBERED = 10_000
+_REASON_LENGTH = 500
 
 
 @dataclass(frozen=True)
@@ -41,12 +44,15 @@ class Exchange:
     """Exchanges of one run over a grid. Remembers what is still out, to know a late answer when it comes.
 
     late: called with a site and a sentence for each answer that nobody waits for any more
+    awake: nodes that answered too late, and so are there after all; whoever uses it removes them
     """
 
     def __init__(self, grid: Grid, late: Callable[[str, str], None] = lambda site, what: None) -> None:
         self.grid = grid
+        self.awake: set[int] = set()
         self._late = late
-        self._overdue: dict[str, tuple[str, str]] = {}
+        self._overdue: dict[str, tuple[Participant, str]] = {}
+        self._answered: dict[str, tuple[Participant, str]] = {}
 
     def __call__(
         self,
@@ -60,7 +66,7 @@ class Exchange:
     ) -> dict[str, str]:
         """Send each participant its request, hand every answer to `receive`, and return who failed and why.
 
-        timeout: seconds until the exchange ends at the latest
+        timeout: seconds until the exchange ends at the latest; an answer that is there by then is taken
         enough, grace: once `enough()` holds it ends after `grace` more seconds, if a grace is given
         """
         waiting: dict[str, Participant] = {}
@@ -72,7 +78,6 @@ class Exchange:
                 waiting[identifier] = participant
             else:
                 failures[participant.site] = "is not connected"
-        answered: dict[str, Participant] = {}
         began = said = time.monotonic()
         deadline = began + timeout
         while waiting:
@@ -80,16 +85,14 @@ class Exchange:
             for few in batched([*waiting], _PULLED_AT_ONCE):
                 for reply in self.grid.pull_messages(few):
                     idle = False
-                    self._take(reply, waiting, answered, failures, receive)
+                    self._take(reply, group, waiting, failures, receive)
                 now = time.monotonic()
                 if grace is not None and enough():
                     deadline, grace = min(deadline, now + grace), None
-                if now > deadline:
-                    break
             if waiting and now > deadline:
                 for identifier, participant in waiting.items():
                     failures[participant.site] = f"no answer in {now - began:.0f} s"
-                    self._overdue[identifier] = (participant.site, group)
+                    self._overdue[identifier] = (participant, group)
                 break
             if waiting and now - said > _SAY_SECONDS:
                 said = now
@@ -103,33 +106,74 @@ class Exchange:
     def _take(
         self,
         reply: Message,
+        group: str,
         waiting: dict[str, Participant],
-        answered: dict[str, Participant],
         failures: dict[str, str],
         receive: Receive,
     ) -> None:
         identifier = reply.metadata.reply_to_message_id
         participant = waiting.pop(identifier, None)
         if participant is None:
-            again = answered.get(identifier)
-            self._late(again.site if again else f"node {reply.metadata.src_node_id}", "answered twice")
+            self._stray(reply)
             return
-        answered[identifier] = participant
+        self._answered[identifier] = (participant, group)
         if reply.has_error():
-            failures[participant.site] = reply.error.reason or f"error {reply.error.code}"
+            failures[participant.site] = shortened(reply.error.reason or "") or f"error {reply.error.code}"
             return
-        try:
+        with blaming(participant.site, failures):
             receive(participant, reply)
-        except PM1Error as error:
-            failures[participant.site] = str(error)
+
+    def _stray(self, reply: Message) -> None:
+        """Say whose answer nobody waits for."""
+        identifier = reply.metadata.reply_to_message_id
+        if identifier in self._overdue:
+            self._came_late(identifier, reply)
+        elif identifier in self._answered:
+            participant, group = self._answered[identifier]
+            self._late(participant.site, f"answered {group} twice")
+        else:
+            self._late(f"node {reply.metadata.src_node_id}", "answered what nobody asked")
 
     def _sweep(self) -> None:
         """Take what came too late off the grid, one by one, and say so."""
-        for identifier, (site, group) in list(self._overdue.items()):
+        for identifier in list(self._overdue):
             for reply in self.grid.pull_messages([identifier]):
-                self._overdue.pop(identifier, None)
-                if not reply.has_error():
-                    self._late(site, f"answered {group} too late")
+                self._stray(reply)
+        while len(self._answered) > _REMEMBERED:
+            del self._answered[next(iter(self._answered))]
+
+    def _came_late(self, identifier: str, reply: Message) -> None:
+        participant, group = self._answered[identifier] = self._overdue.pop(identifier)
+        if not reply.has_error():  # Flower's own word that the request is void is none of the site's
+            self.awake.add(participant.node)
+            self._late(participant.site, f"answered {group} too late")
+
+
+@contextmanager
+def blaming(site: str, failures: dict[str, str]) -> Iterator[None]:
+    """Whatever an answer does to the block that reads it is the failure of `site`, and not the study's end.
+
+    OSError goes on: it is about the disk of this machine.
+    """
+    try:
+        yield
+    except PM1Error as error:
+        failures[site] = shortened(str(error))
+    except OSError:
+        raise
+    except Exception as error:
+        log.warning("the answer of %s cannot be used", site, exc_info=True)
+        failures[site] = shortened(f"its answer cannot be used ({error!r})")
+
+
+def shortened(reason: str) -> str:
+    """What somebody else wrote, as one line of bounded length: it goes into logs and sentences.
+
+    >>> shortened("no   such file  ")
+    'no such file'
+    """
+    line = " ".join(reason[: 2 * _REASON_LENGTH].split())
+    return line if len(line) <= _REASON_LENGTH else line[:_REASON_LENGTH] + " ..."
 
 
 def batched(items: list[T], size: int) -> list[list[T]]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from pm1_core.checkpoint import State, part_of
-from pm1_core.errors import StateError
+from pm1_core.errors import FederationError, StateError
 from pm1_core.objects import Reader
 from pm1_core.training.tasks import Task
 from pm1_core.update import Tensors
@@ -22,7 +22,8 @@ STATE = ("control", "server")
 def complete(previous: Reader, folded: Pairs) -> Iterator[tuple[str, np.ndarray]]:
     """`folded`, with the previous value of every tensor that it leaves out, in the order of folding.
 
-    Raises StateError if a tensor comes out of order or is none of `previous`.
+    Raises StateError if a tensor comes out of order or is none of `previous`, FederationError if one is not finite:
+    updates that each are may overflow together.
     """
     waiting = sorted(previous, key=_place)
     for name, array in folded:
@@ -32,6 +33,14 @@ def complete(previous: Reader, folded: Pairs) -> Iterator[tuple[str, np.ndarray]
         if not waiting or waiting.pop(0) != name:
             raise StateError(
                 refusal(f"tensor {name!r}", "the strategy yields it out of order", "yield names in order")
+            )
+        if not np.isfinite(array).all():
+            raise FederationError(
+                refusal(
+                    f"tensor {name!r}",
+                    "the sites' updates fold to NaN or infinity",
+                    "lower the learning rates or the study's norm_limit; the last checkpoint stays in force",
+                )
             )
         yield name, array
     for name in waiting:

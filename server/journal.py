@@ -14,10 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
-
 from pm1_core import atomic
 from pm1_core.fields import Split
+from server.board import Board
 
 log = logging.getLogger("pm1.coordinator")
 
@@ -32,17 +31,17 @@ class Journal:
         self.dropped: dict[str, dict[str, int]] = {}
         folder.mkdir(parents=True, exist_ok=True)
         if self.file.exists():
-            kept = [line for line in _whole_lines(self.file) if json.loads(line)["sequence"] <= sequence]
+            kept = [line for line in atomic.whole_lines(self.file) if _sequence(line) <= sequence]
             atomic.write_text(self.file, "".join(line + "\n" for line in kept))
         if (folder / "phases.json").exists():
             self.phases = atomic.read_json(folder / "phases.json")
         if (folder / "dropped.json").exists():
             self.dropped = atomic.read_json(folder / "dropped.json")
-        self._log = logging.FileHandler(folder / "coordinator.log")
+        self._board = Board(folder / "tensorboard", sequence)
+        self._log = _Log(folder / "coordinator.log")
         self._log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(self._log)
         log.setLevel(logging.INFO)
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=sequence)
 
     def took_part(
         self, phase: str, sites: Mapping[str, Mapping[str, int]], absent: Mapping[str, str]
@@ -63,7 +62,8 @@ class Journal:
         if failures:
             for site, why in sorted(failures.items()):
                 log.warning("%s, %s: without %s (%s)", phase, when, site, why)
-            self.phases[phase].setdefault("lost", {})[when] = dict(failures)
+            known = self.phases.setdefault(phase, {"sites": {}, "absent": {}})
+            known.setdefault("lost", {})[when] = dict(failures)
             atomic.write_json(self.folder / "phases.json", self.phases)
 
     def strange(self, site: str, what: str) -> None:
@@ -113,21 +113,26 @@ class Journal:
             if site is None:
                 for name, value in line["metrics"].items():
                     if math.isfinite(value):
-                        self._board.add_scalar(f"{phase}/{split}/{name}", value, sequence)
-        with self.file.open("a") as stream:
-            stream.write("".join(line + "\n" for line in lines))
-            stream.flush()
-            atomic.sync(stream.fileno())
+                        self._board.add(f"{phase}/{split}/{name}", value, sequence)
+        atomic.append_lines(self.file, lines)
 
     def close(self) -> None:
-        """Flush what TensorBoard holds back, and end the log."""
+        """End TensorBoard's file and the log."""
         self._board.close()
         log.removeHandler(self._log)
         self._log.close()
 
 
-def _whole_lines(file: Path) -> list[str]:
-    """Lines that were written to their end; a torn last line is dropped."""
-    text = file.read_text()
-    lines = text.splitlines()
-    return lines if text.endswith("\n") else lines[:-1]
+class _Log(logging.FileHandler):
+    """The log beside the run. Where it cannot be written, the study's own files will tell why."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Lose the line rather than print a traceback for each."""
+
+
+def _sequence(line: str) -> float:
+    """The checkpoint that a line belongs to; infinity for one that was torn when a process died."""
+    try:
+        return int(json.loads(line)["sequence"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf

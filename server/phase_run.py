@@ -10,20 +10,21 @@ from pathlib import Path
 from flwr.app import Message
 
 from pm1_core.checkpoint import Checkpoint, CheckpointFolder, part_of
-from pm1_core.errors import FederationError, PM1Error
+from pm1_core.errors import FederationError
 from pm1_core.evaluation.scores import areas
 from pm1_core.objects import Reader
 from pm1_core.training.tasks import Task
 from pm1_core.validate import refusal
 from server.delivery import Delivery
-from server.exchange import Exchange, Participant
-from server.figures import mean_figures, pooled, summed
+from server.exchange import Exchange, Participant, blaming
+from server.figures import mean_figures, pooled, require_counts, summed
 from server.folding import STATE, advanced, complete, start_of
 from server.journal import Journal
 from server.provenance import code_hash
 from server.roster import Member, Roster, shortfall
-from server.spool import Expected, Spool, Spooled, far_beyond
+from server.spool import Spool
 from server.study import Phase, Study
+from server.updates import Expected, Spooled, far_beyond
 from strategies import Strategy, records
 
 
@@ -106,7 +107,8 @@ class PhaseRun:
         desk.journal.took_part(phase.name, present, desk.roster.absent(phase))
         order = desk.study.order(phase, number).to_json()
         question = Question("train", order, latest, validate=number > 1)
-        updates = Spooled(Spool(desk.folder / "spool", question.digest), self._expected(latest))
+        expected = self._expected(latest)
+        updates = Spooled(Spool(desk.folder / "spool", question.digest, expected.bounds), expected)
         norms: dict[str, float] = {}
 
         def check(site: str) -> None:
@@ -152,14 +154,10 @@ class PhaseRun:
         )
 
     def _look_again(self, updates: Spooled, check: Callable[[str], None]) -> None:
-        """Updates that arrived before a coordinator was interrupted count, if their sites are here again."""
+        """Updates that arrived before a coordinator was interrupted count; whose is not good is asked again."""
         for site in updates.sites:
-            try:
-                if site not in updates.expected.declared:
-                    raise FederationError(refusal(f"site {site!r}", "is not connected", "ask it again"))
+            with blaming(site, {}), updates.spool.kept_if_whole(site):
                 check(site)
-            except PM1Error:
-                updates.spool.refuse(site)
 
     def _collect(
         self,
@@ -178,18 +176,12 @@ class PhaseRun:
         arrived: set[str] = set()
 
         def checked(participant: Participant) -> None:
-            try:
+            with blaming(participant.site, failures), spool.kept_if_whole(participant.site):
                 check(participant.site)
-            except PM1Error as error:
-                spool.refuse(participant.site)
-                failures[participant.site] = str(error)
 
         def receive(participant: Participant, message: Message) -> None:
-            try:
+            with spool.kept_if_whole(participant.site):
                 rest = spool.accept(participant.site, message)
-            except PM1Error:
-                spool.refuse(participant.site)
-                raise
             arrived.add(participant.site)
             if rest:
                 announced[participant] = rest
@@ -255,9 +247,10 @@ class PhaseRun:
         desk, phase = self.desk, self.phase
         question = Question("evaluate", desk.study.order(phase, phase.rounds).to_json(), draft)
         spool = Spool(desk.folder / "spool" / "evaluation", question.digest)
+        people = {member.participant.site: member.counts[phase.name] for member in members}
 
         def check(site: str) -> None:
-            areas(spool.tensors(site), fewest=1)  # refuses what is no count of scores
+            require_counts(spool.replies[site].metrics, spool.tensors(site), people[site])
 
         failures = self._collect(members, question, spool, check)
         desk.journal.lost(phase.name, "evaluation", failures)

@@ -1,4 +1,4 @@
-"""One round's updates on disk: kept as they arrive, checked, and read back tensor by tensor for folding.
+"""The answers to one request on disk, kept as they arrive.
 
     spool/<request>/<site>/reply.json + objects/     one folder a site; reply.json is written when it is whole
 
@@ -8,22 +8,22 @@ A coordinator that dies in a round finds there what had arrived. Nothing here gr
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 from flwr.app import Message
 
-from pm1_core import atomic, encoding
+from pm1_core import atomic
 from pm1_core.errors import FederationError, InputError
-from pm1_core.fields import Modality
 from pm1_core.objects import ObjectStore, Reader
 from pm1_core.validate import refusal
 from strategies import records
-from strategies.base import CONTROL
 
 WEIGHT = "weight"
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,21 @@ class Reply:
     objects: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Bounds:
+    """What one site may send at most in answer to one request. Nobody fills the coordinator's disk."""
+
+    objects: int = 64
+    size: int = 2**30
+    figures: int = 4096
+
+
 class Spool:
     """The updates to one request."""
 
-    def __init__(self, folder: Path, request: str) -> None:
+    def __init__(self, folder: Path, request: str, bounds: Bounds = Bounds()) -> None:
         self.request = request
+        self.bounds = bounds
         self.folder = folder / request[:32]
         for other in folder.glob("*"):
             if other != self.folder:
@@ -52,7 +62,8 @@ class Spool:
         self.replies: dict[str, Reply] = {}
         for file in sorted(self.folder.glob("*/reply.json")):
             reply = Reply(**atomic.read_json(file))
-            self.replies[reply.site] = reply
+            if all(digest in self.objects(reply.site) for digest in reply.objects):
+                self.replies[reply.site] = reply  # the rest was still on its way; its site is asked again
 
     def objects(self, site: str) -> ObjectStore:
         """Where a site's tensors are kept."""
@@ -66,6 +77,9 @@ class Spool:
         facts = records.facts_of(message.content, "site")
         require_answer(site, self.request, facts)
         figures = records.figures_of(message.content)
+        if len(figures) > self.bounds.figures:
+            found, remedy = f"it has {len(figures)} figures", f"send at most {self.bounds.figures}"
+            raise FederationError(refusal("update", found, remedy))
         if WEIGHT not in figures:
             raise FederationError(refusal("update", "it has no weight", "run the same version at both ends"))
         prefix = WEIGHT + "."
@@ -73,9 +87,9 @@ class Spool:
             site=site,
             weight=figures.pop(WEIGHT),
             weights={n.removeprefix(prefix): figures[n] for n in figures if n.startswith(prefix)},
-            # What is no number has no place in a manifest.
-            metrics={n: v for n, v in figures.items() if not n.startswith(prefix) and np.isfinite(v)},
-            objects=records.list_of(facts, "objects"),
+            # What is no number has no place in a manifest, and what float32 cannot say is none.
+            metrics={n: v for n, v in figures.items() if not n.startswith(prefix) and abs(v) <= _LARGEST},
+            objects=self._digests(records.list_of(facts, "objects")),
         )
         for number in (reply.weight, *reply.weights.values()):
             if not (np.isfinite(number) and number >= 0):
@@ -85,12 +99,28 @@ class Spool:
         return [digest for digest in reply.objects if digest not in self.objects(site)]
 
     def keep(self, site: str, message: Message, announced: list[str]) -> None:
-        """Keep the objects of a message. Raises FederationError on one that was not announced."""
+        """Keep the objects of a message. Raises FederationError on one that was not announced, or too much."""
         store = self.objects(site)
+        there = {file.stem: file.stat().st_size for file in store.folder.glob("*.safetensors")}
         for digest, data in records.objects_of(message.content):
             if digest not in announced:
-                raise FederationError(refusal(f"object {digest[:12]}", "it was not announced", "refuse it"))
+                raise FederationError(
+                    refusal(f"object {digest[:12]!r}", "it was not announced", "send what was")
+                )
+            there[digest] = len(data)
+            if sum(there.values()) > self.bounds.size:
+                found = f"its objects have more than {self.bounds.size} bytes"
+                raise FederationError(refusal("update", found, "send the tensors that were asked for"))
             store.put_bytes(digest, data)
+
+    @contextmanager
+    def kept_if_whole(self, site: str) -> Iterator[None]:
+        """Forget the update of `site` if the block raises."""
+        try:
+            yield
+        except BaseException:
+            self.refuse(site)
+            raise
 
     def refuse(self, site: str) -> None:
         """Forget the update of a site."""
@@ -104,6 +134,15 @@ class Spool:
     def clear(self) -> None:
         """Remove everything: the round is over."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _digests(self, announced: list[str]) -> list[str]:
+        if len(announced) > self.bounds.objects:
+            found, remedy = f"it announces {len(announced)} objects", f"send at most {self.bounds.objects}"
+            raise FederationError(refusal("update", found, remedy))
+        store = self.objects("announced")
+        if len({store.path(digest) for digest in announced}) < len(announced):
+            raise FederationError(refusal("update", "it announces an object twice", "announce each once"))
+        return announced
 
     def _announced(self, reply: Reply) -> None:
         atomic.write_json(self.folder / reply.site / "reply.json", asdict(reply))
@@ -120,127 +159,3 @@ def require_answer(site: str, request: str, facts: records.Facts) -> None:
         raise FederationError(
             refusal("answer", "it is to an earlier or another request", "answer the round that is asked")
         )
-
-
-@dataclass(frozen=True)
-class Expected:
-    """What every update of a round has to be.
-
-    tensors: what was sent, name -> float32 array, lazy
-    modality_of: tensor -> the modality whose examples train it, or None
-    stays: tensors that never leave a site
-    encoding: how updates travel; summed: sums carry weight 1 and are not looked at for their norm
-    declared: site -> examples in all and by modality, as the site said before the round
-    """
-
-    tensors: Reader
-    modality_of: Callable[[str], Modality | None]
-    stays: Callable[[str], bool]
-    encoding: str
-    summed: bool
-    declared: Mapping[str, Mapping[str, int]]
-
-
-class Spooled:
-    """strategies.Updates over a spool: every tensor is read from disk when it is asked for.
-
-    Site by site, `check` refuses an update that is not what was asked for; it reads each tensor once, and
-    measures how far the update moves the model.
-    """
-
-    def __init__(self, spool: Spool, expected: Expected) -> None:
-        self.spool = spool
-        self.expected = expected
-        self.population = len(expected.declared)
-        self.names = tuple(name for name in expected.tensors if not expected.stays(name))
-        self._readers: dict[str, Reader] = {}
-
-    @property
-    def sites(self) -> tuple[str, ...]:
-        """Sites whose updates are there, in the order in which they are folded."""
-        return tuple(sorted(self.spool.replies))
-
-    def weight(self, site: str, name: str) -> float:
-        """Examples behind a tensor at a site: of its modality where it belongs to one."""
-        reply = self.spool.replies[site]
-        modality = self.expected.modality_of(name.removeprefix(CONTROL))
-        return float(reply.weights.get(modality, 0.0)) if modality else float(reply.weight)
-
-    def tensor(self, site: str, name: str) -> np.ndarray:
-        """A site's tensor, float32, as if it had sent all of it."""
-        return self._decoded(self._reader(site), name)
-
-    def check(self, site: str) -> float:
-        """The L2 norm of what `site` changes of the model. Raises InputError naming the first thing that is wrong."""
-        self._check_weights(site)
-        reader = self._reader(site)
-        carried = set(encoding.names_of(self._encoding, list(reader)))
-        needed = {name for name in self.names if self.weight(site, name) > 0}
-        for name in sorted(needed - carried):
-            raise InputError(refusal(f"tensor {name!r}", "it is missing", "send what the order names"))
-        for name in sorted(carried - set(self.names)):
-            raise InputError(refusal(f"tensor {name!r}", "it was not asked for", "send what the order names"))
-        squares = 0.0
-        for name in sorted(carried):
-            wanted = self.expected.tensors.shape(name)
-            if reader.shape(name) != wanted:
-                raise InputError(refusal(f"tensor {name!r}", f"shape {reader.shape(name)}", f"send {wanted}"))
-            encoding.check_tensor(self._encoding, reader, name)
-            if not name.startswith(CONTROL):
-                change = self._decoded(reader, name).astype(np.float64) - self.expected.tensors[name]
-                squares += float(np.vdot(change, change))
-        return float(np.sqrt(squares))
-
-    @property
-    def _encoding(self) -> str:
-        return "full" if self.expected.summed else self.expected.encoding
-
-    def _decoded(self, reader: Reader, name: str) -> np.ndarray:
-        whole = self._encoding == "full" or name.startswith(CONTROL)  # of the latter changes are sent
-        received = None if whole else self.expected.tensors[name]
-        return encoding.decode(self._encoding, reader, name, received)
-
-    def _reader(self, site: str) -> Reader:
-        if site not in self._readers:
-            self._readers[site] = self.spool.tensors(site)
-        return self._readers[site]
-
-    def _check_weights(self, site: str) -> None:
-        """A site's weight is what it declared before it saw the round: nobody gains a say by claiming more."""
-        reply, declared = self.spool.replies[site], self.expected.declared[site]
-        found = {"train": reply.weight, **reply.weights}
-        wanted = {"train": 1 if self.expected.summed else declared["train"]}
-        wanted |= {modality: declared.get(modality, 0) for modality in reply.weights}
-        for name, count in found.items():
-            if count != wanted[name]:
-                raise InputError(
-                    refusal(
-                        f"weight {name!r}",
-                        f"found {count:g}, declared {wanted[name]}",
-                        "weigh by the examples that were declared before the round",
-                    )
-                )
-
-
-def far_beyond(norms: Mapping[str, float], people: Mapping[str, float], limit: float) -> dict[str, str]:
-    """Sites whose update moves the model far beyond the others', with a sentence each.
-
-    A site is refused if its norm exceeds `limit` times the median norm of the others, times the ratio of its
-    people to theirs where it has more: a site takes steps in proportion to its people, so an honest one cannot
-    move further than that. Two sites cannot judge each other; it takes three.
-    """
-    if limit <= 0 or len(norms) < 3:
-        return {}
-    refused = {}
-    for site in sorted(norms):
-        others = [other for other in sorted(norms) if other != site]
-        usual = float(np.median([norms[other] for other in others]))
-        crowd = float(np.median([people[other] for other in others]))
-        bound = limit * usual * max(1.0, people[site] / crowd if crowd else 1.0)
-        if norms[site] > bound and usual > 0:
-            refused[site] = refusal(
-                "update",
-                f"its norm is {norms[site]:.3g}",
-                f"at most {bound:.3g} is accepted beside the others",
-            )
-    return refused

@@ -51,7 +51,7 @@ class Study:
     gather: seconds that a round waits for enough sites to be connected before it begins
     grace: seconds that a round goes on waiting for the others once enough have answered; None waits for all
     norm_limit: an update is refused if it moves the model by more than this many times what the others do, see
-        server.spool; 0 refuses none for its norm
+        server.updates; 0 refuses none for its norm
     encoding: how updates travel, see pm1_core.encoding
     privacy: the guarantee in words, for manifests and reports
     gates: what a checkpoint has to keep before it may be released
