@@ -63,7 +63,7 @@ def _study(options: argparse.Namespace) -> None:
     if options.json:
         print(study.to_json())
         return
-    print(f"study {study.name}, seed {study.seed}, {study.strategy}, {study.privacy}")
+    print(f"study {study.name}, seed {study.seed}, {study.strategy['name']}, {study.privacy}")
     print(f"{'phase':<14} {'task':<12} {'rounds':>6} {'least sites':>12}")
     for phase in study.phases:
         print(f"{phase.name:<14} {phase.task:<12} {phase.rounds:>6} {phase.min_sites:>12}")

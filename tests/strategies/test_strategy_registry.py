@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint
@@ -17,30 +18,9 @@ from pm1_core.errors import ConfigError
 from strategies import registry
 from strategies.registry import Registry, build
 
-HALFWAY = '''
-from dataclasses import dataclass
-from typing import ClassVar
-
-from strategies import folding
-from strategies.base import Strategy
-
-
-@dataclass(frozen=True)
-class Halfway(Strategy):
-    """A part of the way to the mean."""
-
-    name: ClassVar[str | None] = "halfway"
-
-    pull: float = 0.5
-
-    def __post_init__(self):
-        self._require("pull", 0, 1)
-
-    def aggregate(self, round_number, previous, updates):
-        for name in updates.names:
-            before, mean = previous[name], folding.mean(updates, name)
-            yield name, folding.rounded(before.reshape(-1) + self.pull * (mean - before.reshape(-1)), before)
-'''
+DOCUMENT = Path(__file__).parents[2] / "docs" / "strategies.md"
+HALFWAY = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)[0]
+"""The class that the document tells a researcher to write."""
 
 
 @pytest.fixture
@@ -80,9 +60,7 @@ def test_a_file_of_its_own_is_all_that_a_new_strategy_takes(folder: Path) -> Non
     assert config["strategy"] == {"name": "halfway", "pull": 0.25}
     after = fold(build(config["strategy"]), {"w": np.zeros(1, np.float32)}, scalars({"a": 2.0, "b": 6.0}))
     assert after["w"][0] == 1.0
-    with pytest.raises(
-        ConfigError, match=r"'strategy.pull': found 2.0; use a number of at least 0 and at most 1"
-    ):
+    with pytest.raises(ConfigError, match=r"'strategy.pull': found 2.0; use a number above 0 and at most 1"):
         compose.load("server", ["strategy=halfway", "strategy.pull=2"])
 
 
