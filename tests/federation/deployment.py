@@ -6,16 +6,14 @@
         deployment.start("north")
         assert deployment.wait(run, 300) == "finished:completed"
 
-Every process that is started, and whatever it starts in turn, carries an entry of this deployment in its
-environment. That is how processes are found, named and ended: no other process is touched, and none is forgotten,
-although Flower's own start sessions of their own and outlive those that started them.
+Processes are found, named and ended by what they inherit, see processes.py: no other process is touched, and none
+is forgotten.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import secrets
 import signal
 import socket
 import subprocess
@@ -24,52 +22,17 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+
+from processes import Family, Memory, Process
 
 ROOT = Path(__file__).parent.parent.parent
 COORDINATOR = "coordinator"
 SERVER_APP = "flwr-serverapp"
 CLIENT_APP = "flwr-clientapp"
 
-_ENTRY = "PM1_TEST_DEPLOYMENT"
 _BINARIES = Path(sys.executable).parent
-
-
-@dataclass(frozen=True)
-class Process:
-    """A living process of a deployment.
-
-    owner: "coordinator" or the site that it belongs to
-    command: the name of what runs, such as "flower-supernode" or "flwr-clientapp"
-    """
-
-    pid: int
-    owner: str
-    command: str
-
-
-@dataclass
-class Memory:
-    """Memory of all processes, in bytes.
-
-    peaks: (owner, command) -> largest VmHWM of any such process
-    together: largest sum over all processes at one moment, pages that they share counted once per sharer (Pss)
-    at_peak: the share of each (owner, command) in that sum
-    """
-
-    peaks: dict[tuple[str, str], int] = field(default_factory=dict)
-    together: int = 0
-    at_peak: dict[tuple[str, str], int] = field(default_factory=dict)
-
-    def lines(self) -> list[str]:
-        """A table for people: name, peak, share of the largest sum, in MiB."""
-        rows = [
-            f"{' '.join(name):40} {peak / 2**20:9.0f} {self.at_peak.get(name, 0) / 2**20:9.0f}"
-            for name, peak in sorted(self.peaks.items())
-        ]
-        return [*rows, f"{'all together':40} {'':9} {self.together / 2**20:9.0f}"]
 
 
 class Deployment:
@@ -79,6 +42,8 @@ class Deployment:
     sites: site -> its --node-config
     app: the folder with the pyproject.toml of the app
     database: False keeps the SuperLink's state in memory only
+    separate: the coordinator's SuperExec is started beside the SuperLink and not by it; only so does a ServerApp
+        outlive its SuperLink, since a SuperExec ends with whoever started it, and a ServerApp with the SuperExec
     environment: further variables for all processes
     """
 
@@ -89,20 +54,24 @@ class Deployment:
         *,
         app: Path = ROOT,
         database: bool = True,
+        separate: bool = False,
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self.folder = folder
         self.sites = dict(sites)
         self.app = app
         self.database = database
+        self.separate = separate
         self.memory = Memory()
-        self._token = secrets.token_hex(8)
+        self._family = Family()
         self._environment = dict(environment or {})
         self._ports = dict(zip([COORDINATOR, *self.sites], _free_ports(1 + len(self.sites)), strict=True))
         self._started: dict[str, subprocess.Popen[bytes]] = {}
         self._connections: dict[str, int] = {}
         self._stop = threading.Event()
-        self._sampler = threading.Thread(target=self._sample, daemon=True)
+        self._sampler = threading.Thread(
+            target=self.memory.watch, args=(self._family, self._stop), daemon=True
+        )
 
     def __enter__(self) -> Deployment:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -131,27 +100,22 @@ class Deployment:
 
     def start(self, owner: str, wait: bool = True) -> None:
         """Start the SuperLink ("coordinator") or the SuperNode of a site, which must not be running."""
-        port = str(self._ports[owner])
+        port, link = self._ports[owner], f"127.0.0.1:{self._ports[COORDINATOR]}"
+        running = {process.command for process in self.processes(owner)}
         if owner == COORDINATOR:
-            database = ["--database", str(self.folder / "superlink.db")] if self.database else []
-            without = "--disable-runtime-dependency-installation"
-            command = ["flower-superlink", "--insecure", "--port", port, without, *database]
+            command = ["flower-superlink", "--insecure", "--port", str(port)]
+            command += ["--disable-runtime-dependency-installation"]
+            command += ["--database", str(self.folder / "superlink.db")] if self.database else []
+            command += ["--isolation", "process"] if self.separate else []
         else:
-            link = f"127.0.0.1:{self._ports[COORDINATOR]}"
             config = " ".join(f'{key}="{value}"' for key, value in self.sites[owner].items())
-            command = ["flower-supernode", "--insecure", "--superlink", link, "--port", port]
+            command = ["flower-supernode", "--insecure", "--superlink", link, "--port", str(port)]
             command += ["--node-config", config]
-        assert command[0] not in [process.command for process in self.processes(owner)], f"{owner} is running"
-        with self.log(owner).open("ab") as log:
-            self._started[owner] = subprocess.Popen(
-                [str(_BINARIES / command[0]), *command[1:]],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                cwd=self._home(owner),
-                env=self._variables(owner),
-                start_new_session=True,
-            )
+        assert command[0] not in running, f"{owner} is running"
+        self._started[owner] = self._launch(owner, command)
+        if owner == COORDINATOR and self.separate and "flower-superexec" not in running:
+            command = ["flower-superexec", "--insecure", "--runtime-api-address", link]
+            self._started["executor"] = self._launch(owner, command)
         if wait:
             self._await_ready(owner)
 
@@ -205,15 +169,7 @@ class Deployment:
 
     def processes(self, owner: str | None = None) -> list[Process]:
         """Living processes of this deployment, or of one owner, by pid."""
-        found = []
-        for entry in Path("/proc").iterdir():
-            if not entry.name.isdigit():
-                continue
-            with suppress(OSError):  # it ended while we looked, or is not ours to look at
-                process = self._recognise(entry)
-                if process and owner in (None, process.owner):
-                    found.append(process)
-        return sorted(found, key=lambda process: process.pid)
+        return self._family.living(owner)
 
     def log(self, owner: str) -> Path:
         """The file with all that the processes of an owner print."""
@@ -225,6 +181,18 @@ class Deployment:
             f"--- {log.name}\n{log.read_text(errors='replace')[-characters:]}"
             for log in sorted(self.folder.glob("*.log"))
         )
+
+    def _launch(self, owner: str, command: list[str]) -> subprocess.Popen[bytes]:
+        with self.log(owner).open("ab") as log:
+            return subprocess.Popen(
+                [str(_BINARIES / command[0]), *command[1:]],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                cwd=self._home(owner),
+                env=self._variables(owner),
+                start_new_session=True,
+            )
 
     def _await_ready(self, owner: str) -> None:
         port = self._ports[owner]
@@ -260,7 +228,7 @@ class Deployment:
             "OMP_NUM_THREADS": "1",
             "PYTHONUNBUFFERED": "1",
             **self._environment,
-            _ENTRY: f"{self._token}:{owner}",
+            **self._family.entry(owner),
         }
 
     def _flwr(self, *arguments: str) -> dict[str, object]:
@@ -282,19 +250,6 @@ class Deployment:
             check=False,
         )
 
-    def _recognise(self, entry: Path) -> Process | None:
-        """The process under /proc/PID, unless it is of somebody else or has ended."""
-        prefix = f"{_ENTRY}={self._token}:".encode()
-        for variable in (entry / "environ").read_bytes().split(b"\0"):
-            if variable.startswith(prefix):
-                words = (entry / "cmdline").read_bytes().split(b"\0")
-                if not words[0]:
-                    return None  # ended, and not yet collected
-                names = [Path(word.decode(errors="replace")).name for word in words[:2]]
-                command = names[1] if names[0].startswith("python") and len(names) > 1 else names[0]
-                return Process(int(entry.name), variable[len(prefix) :].decode(), command)
-        return None
-
     def _end(self, chosen: Callable[[Process], bool]) -> list[Process]:
         """SIGKILL to the chosen, and again to whatever they started meanwhile, until none is left."""
         hit: dict[int, Process] = {}
@@ -312,27 +267,6 @@ class Deployment:
             if started.pid in hit:
                 started.wait()
         return list(hit.values())
-
-    def _sample(self) -> None:
-        """Measure until told to stop: every process a few times a second."""
-        while not self._stop.wait(0.2):
-            now: dict[tuple[str, str], int] = {}
-            for process in self.processes():
-                with suppress(OSError, KeyError):
-                    name = (process.owner, process.command)
-                    peak = _kilobytes(Path(f"/proc/{process.pid}/status"), "VmHWM:") * 1024
-                    share = _kilobytes(Path(f"/proc/{process.pid}/smaps_rollup"), "Pss:") * 1024
-                    self.memory.peaks[name] = max(self.memory.peaks.get(name, 0), peak)
-                    now[name] = now.get(name, 0) + share
-            if sum(now.values()) > self.memory.together:
-                self.memory.together, self.memory.at_peak = sum(now.values()), now
-
-
-def _kilobytes(file: Path, key: str) -> int:
-    for line in file.read_text().splitlines():
-        if line.startswith(key):
-            return int(line.split()[1])
-    raise KeyError(key)
 
 
 def _free_ports(count: int) -> list[int]:
