@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pm1_core.checkpoint import Checkpoint
+from pm1_core.checkpoint import Checkpoint, CheckpointFolder
 from pm1_core.errors import InputError
 from pm1_core.signing import Signer, Trust
 from pm1_core.validate import refusal
 from server.differences import Comparison, compare
 from server.registry import KEY, LATEST, Registry
 from server.releases import Release
+from server.tables import number, print_json, print_table
 
 if TYPE_CHECKING:
     from pm1_core.command import Subcommands
@@ -29,6 +29,7 @@ Examples
   pm1-server checkpoints verify  runs/first --key coordinator.pem.pub
   pm1-server checkpoints compare runs/first released latest
   pm1-server checkpoints promote runs/first 175 --by "A. Example" --because "end of the study, board of 3 May"
+  pm1-server checkpoints start   runs/second --origin runs/first --key runs/first/keys/coordinator.pem.pub
   pm1-server checkpoints export  runs/first released --out pm1-first --license cc-by-nc-4.0
 
 Exit codes: 0 done; 1 a gate does not hold; 2 a name or file of yours is wrong; 3 a link is broken."""
@@ -38,7 +39,7 @@ _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**
 def add_parser(commands: Subcommands) -> None:
     """The grammar of `checkpoints` and its actions."""
     raw = argparse.RawDescriptionHelpFormatter
-    what = "list, verify, compare, release and export the checkpoints of a run"
+    what = "list, verify, compare, release, export and hand on the checkpoints of a run"
     root = commands.add_parser(
         "checkpoints", help=what, description=what, epilog=_EPILOG, formatter_class=raw
     )
@@ -79,6 +80,14 @@ def add_parser(commands: Subcommands) -> None:
     export.add_argument(
         "--mlflow-name", metavar="NAME", help="name of the registered model; default: the study's"
     )
+    start = action("start", "let a new run start from what another one released", _start)
+    start.add_argument(
+        "--origin", type=Path, required=True, metavar="FOLDER", help="another run, or an export"
+    )
+    start.add_argument("--checkpoint", default="", metavar="HASH", help="default: the newest release")
+    start.add_argument(
+        "--key", type=Path, action="append", required=True, metavar="PUB", help="who must have signed"
+    )
     for parser in (show, promote, export):
         parser.add_argument(
             "checkpoint", nargs="?", default=LATEST, metavar="CHECKPOINT", help="default: latest"
@@ -104,7 +113,7 @@ def _list(options: argparse.Namespace) -> None:
     held = [registry.checkpoints.load(number) for number in registry.checkpoints.sequences()]
     released = {release.checkpoint: release for release in registry.releases.all()}
     if options.json:
-        _print_json([_as_json(checkpoint, released.get(checkpoint.hash)) for checkpoint in held])
+        print_json([_as_json(checkpoint, released.get(checkpoint.hash)) for checkpoint in held])
         return
     rows = [
         (
@@ -117,7 +126,7 @@ def _list(options: argparse.Namespace) -> None:
         )
         for checkpoint in held
     ]
-    _table(("number", "hash", "phase", "round", "stage", "sites"), rows, "rllrll")
+    print_table(("number", "hash", "phase", "round", "stage", "sites"), rows, "rllrll")
 
 
 def _show(options: argparse.Namespace) -> None:
@@ -125,7 +134,7 @@ def _show(options: argparse.Namespace) -> None:
     checkpoint = registry.find(options.checkpoint)
     release = next((r for r in registry.releases.all() if r.checkpoint == checkpoint.hash), None)
     if options.json:
-        _print_json(_as_json(checkpoint, release))
+        print_json(_as_json(checkpoint, release))
         return
     rows = [
         ("checkpoint", f"{checkpoint.sequence}  {checkpoint.hash}"),
@@ -141,14 +150,14 @@ def _show(options: argparse.Namespace) -> None:
     rows += [(f"site {site}", f"{count:g} examples") for site, count in checkpoint.sites.items()]
     rows += [(f"measured {name}", f"{value:g}") for name, value in sorted(checkpoint.measured.items())]
     rows += [(f"part {part}", _digests(held)) for part, held in sorted(checkpoint.parts.items())]
-    _table(None, rows, "ll")
+    print_table(None, rows, "ll")
     if checkpoint.areas:
         print()
         areas = [
             (name, f"{area['auc']:.4f}", f"{area['cases']:g}", f"{area['controls']:g}")
             for name, area in sorted(checkpoint.areas.items())
         ]
-        _table(("area", "AUC", "cases", "controls"), areas, "lrrr")
+        print_table(("area", "AUC", "cases", "controls"), areas, "lrrr")
     if checkpoint.metrics:
         print()
         figures = [
@@ -156,7 +165,7 @@ def _show(options: argparse.Namespace) -> None:
             for who, held in sorted(checkpoint.metrics.items())
             for name, value in sorted(held.items())
         ]
-        _table(("of", "figure", "value"), figures, "llr")
+        print_table(("of", "figure", "value"), figures, "llr")
 
 
 def _verify(options: argparse.Namespace) -> None:
@@ -167,7 +176,7 @@ def _verify(options: argparse.Namespace) -> None:
     origins = given or registry.origin_trust(trust)
     found = registry.verify(trust, origins, expected=options.expect.lower())
     if options.json:
-        _print_json(
+        print_json(
             {
                 "checkpoints": len(found.lineage),
                 "root": found.lineage[0].hash,
@@ -200,19 +209,19 @@ def _compare(options: argparse.Namespace) -> None:
     first, second = registry.find(options.first), registry.find(options.second)
     found = compare(registry.checkpoints, first, second)
     if options.json:
-        _print_json({"first": first.hash, "second": second.hash, **_comparison(found)})
+        print_json({"first": first.hash, "second": second.hash, **_comparison(found)})
         return
     a, b = (f"{checkpoint.sequence} ({checkpoint.hash[:8]})" for checkpoint in (first, second))
     for title, pairs in (("AUC", found.areas), ("figure", found.figures)):
         if pairs:
-            rows = [(p.name, _number(p.first), _number(p.second), _number(p.difference, "+")) for p in pairs]
-            _table((title, a, b, "difference"), rows, "lrrr")
+            rows = [(p.name, number(p.first), number(p.second), number(p.difference, "+")) for p in pairs]
+            print_table((title, a, b, "difference"), rows, "lrrr")
             print()
     parts = [
-        (p.part, _number(p.distance), str(p.tensors), f"{len(p.unmatched)} unmatched" if p.unmatched else "")
+        (p.part, number(p.distance), str(p.tensors), f"{len(p.unmatched)} unmatched" if p.unmatched else "")
         for p in found.parts
     ]
-    _table(("part", "relative L2 distance", "tensors", ""), parts, "lrrl")
+    print_table(("part", "relative L2 distance", "tensors", ""), parts, "lrrl")
     for name, only in ((a, found.only_first), (b, found.only_second)):
         if only:
             print(f"only in {name}: {', '.join(only)}")
@@ -225,10 +234,10 @@ def _promote(options: argparse.Namespace) -> None:
     signer = Signer.load(options.key or options.run / KEY)
     release, verdicts = registry.promote(checkpoint, gates, signer, options.by, options.because)
     if options.json:
-        _print_json({**asdict(release), "hash": release.hash})
+        print_json({**asdict(release), "hash": release.hash})
         return
-    rows = [(v.gate, f"{v.limit:g}", _number(v.found), v.note) for v in verdicts]
-    _table(("gate", "limit", "found", ""), rows, "lrrl")
+    rows = [(v.gate, f"{v.limit:g}", number(v.found), v.note) for v in verdicts]
+    print_table(("gate", "limit", "found", ""), rows, "lrrl")
     print(
         f"checkpoint {checkpoint.sequence} ({checkpoint.hash[:12]}) is release {release.number}, {release.hash}"
     )
@@ -252,13 +261,27 @@ def _export(options: argparse.Namespace) -> None:
         name = options.mlflow_name or checkpoint.study
         version = register(options.out, options.mlflow, name, checkpoint, release)
     if options.json:
-        _print_json({"folder": str(done.folder), "files": done.files, "parameters": done.parameters,
+        print_json({"folder": str(done.folder), "files": done.files, "parameters": done.parameters,
                      "mlflow_version": version})  # fmt: skip
         return
-    _table(("file", "bytes"), [(name, f"{size:,}") for name, size in done.files.items()], "lr")
+    print_table(("file", "bytes"), [(name, f"{size:,}") for name, size in done.files.items()], "lr")
     print(f"{done.tensors} tensors, {done.parameters:,} parameters in {done.folder}")
     if version:
         print(f"registered as version {version}")
+
+
+def _start(options: argparse.Namespace) -> None:
+    from server.origins import start_from
+
+    folder = CheckpointFolder(options.run / "checkpoints")
+    origin = start_from(options.origin, folder, Trust.load(*options.key), options.checkpoint.lower())
+    if options.json:
+        print_json(_as_json(origin, None))
+        return
+    print(
+        f"{options.run} starts from checkpoint {origin.sequence} of {origin.study}, signed by {origin.signer}"
+    )
+    print(f"the study has to say so: pm1-server study ... start_from={origin.hash}")
 
 
 def _stage(checkpoint: Checkpoint, release: Release | None) -> str:
@@ -283,28 +306,8 @@ def _digests(held: Sequence[str]) -> str:
     return held[0][:12] if len(held) == 1 else f"{len(held)} objects, {held[0][:12]} ..."
 
 
-def _number(value: float | None, sign: str = "") -> str:
-    return "-" if value is None else f"{value:{sign}.4g}"
-
-
 def _bytes(text: str) -> int:
     found = re.fullmatch(r"(\d+)\s*([A-Za-z]*)", text.strip())
     if not found or found[2].upper() not in _UNITS or not int(found[1]):
         raise InputError(refusal("--shard-size", f"found {text!r}", "write a number with KB, MB, GB or GiB"))
     return int(found[1]) * _UNITS[found[2].upper()]
-
-
-def _print_json(content: object) -> None:
-    print(json.dumps(content, indent=1, sort_keys=True))
-
-
-def _table(head: Sequence[str] | None, rows: Sequence[Sequence[str]], sides: str) -> None:
-    """Columns as wide as their widest entry; sides: a letter per column, l or r."""
-    lines = [*([head] if head else []), *rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(sides))]
-    for line in lines:
-        cells = (
-            text.rjust(width) if side == "r" else text.ljust(width)
-            for text, width, side in zip(line, widths, sides, strict=True)
-        )
-        print("  ".join(cells).rstrip())

@@ -27,6 +27,7 @@ from pm1_core.checkpoint import Checkpoint
 from pm1_core.errors import InputError
 from pm1_core.signing import Trust, public_file
 from pm1_core.validate import refusal, require_choice
+from server.folding import STATE
 from server.model_card import Facts, adapter_card, model_card
 from server.origins import CHECKPOINT, OBJECTS, RELEASE
 from server.registry import KEY, Registry
@@ -65,7 +66,8 @@ def export(
 ) -> Exported:
     """Write `checkpoint` to `folder`, which must not exist or be empty.
 
-    parts: names of parts ("fusion", "genotype.22"; "genotype" takes all chromosomes); default: all
+    parts: names of parts ("fusion", "genotype.22"; "genotype" takes all chromosomes); default: all of the model,
+        without what a strategy keeps for itself within a phase
     trust: keys that must have signed the lineage; default: the run's own, if it is there
     licence: of the weights, an identifier of Hugging Face's list
 
@@ -157,7 +159,7 @@ def _chosen(checkpoint: Checkpoint, parts: Sequence[str]) -> dict[str, Sequence[
     return {
         part: digests
         for part, digests in checkpoint.parts.items()
-        if not parts or part in parts or part.partition(".")[0] in parts
+        if part in parts or part.partition(".")[0] in parts or (not parts and part not in STATE)
     }
 
 

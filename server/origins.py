@@ -7,8 +7,6 @@ checkpoint whose signature one of the given keys made is accepted.
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -135,15 +133,7 @@ def _take(file: Path, objects: ObjectStore, digest: str) -> None:
         try:
             os.link(file, target)
         except OSError:  # another file system, or one without links
-            handle, beside = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-            try:
-                with os.fdopen(handle, "wb") as stream, file.open("rb") as content:
-                    shutil.copyfileobj(content, stream)
-                    stream.flush()
-                    os.fsync(stream.fileno())
-                Path(beside).replace(target)
-            finally:
-                Path(beside).unlink(missing_ok=True)
+            objects.put_bytes(digest, file.read_bytes())
     objects.check(digest)
 
 

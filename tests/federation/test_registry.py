@@ -378,6 +378,20 @@ def test_a_run_starts_from_what_another_released(
     assert _command("verify", tmp_path / "second", "--key", own, "--key", run.folder / f"{KEY}.pub") == 0
 
 
+def test_starting_from_another_run_is_a_command(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    release = _promote(run)
+    key = run.folder / f"{KEY}.pub"
+    assert _command("start", tmp_path / "second", "--origin", run.folder, "--key", key) == 0
+    assert f"start_from={release.checkpoint}" in capsys.readouterr().out
+    origin = CheckpointFolder(tmp_path / "second/checkpoints").origin()
+    assert origin is not None
+    assert origin.hash == release.checkpoint
+    assert _command("start", tmp_path / "third", "--origin", tmp_path, "--key", key) == 3
+    assert "found no checkpoint" in capsys.readouterr().err
+
+
 def _origin_edited(folder: Path) -> None:
     file = folder / "origin.json"
     file.write_text(file.read_text().replace("hearts", "brains"))
@@ -465,7 +479,7 @@ def test_another_file_system_gets_copies_and_a_full_disk_leaves_a_run_that_has_n
             start_from(run.folder, second, run.trust)
     assert second.origin() is None
     with monkeypatch.context() as broken:
-        broken.setattr(shutil, "copyfileobj", full)
+        broken.setattr(atomic, "write_bytes", full)
         with pytest.raises(OSError, match="No space"):
             start_from(run.folder, CheckpointFolder(tmp_path / "third"), run.trust)
     assert not [file for file in (tmp_path / "third").rglob("*") if file.is_file()]
