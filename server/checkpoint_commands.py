@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -160,12 +160,9 @@ def _show(options: argparse.Namespace) -> None:
         print_table(("area", "AUC", "cases", "controls"), areas, "lrrr")
     if checkpoint.metrics:
         print()
-        figures = [
-            (who, name, f"{value:.6g}")
-            for who, held in sorted(checkpoint.metrics.items())
-            for name, value in sorted(held.items())
-        ]
-        print_table(("of", "figure", "value"), figures, "llr")
+        figures = [(n, f"{value:.6g}") for n, value in sorted(checkpoint.metrics.get("all", {}).items())]
+        print_table(("figure over all sites", "value"), figures, "lr")
+        print(f"{len(checkpoint.metrics) - 1} sites have figures of their own: --json")
 
 
 def _verify(options: argparse.Namespace) -> None:
@@ -212,7 +209,10 @@ def _compare(options: argparse.Namespace) -> None:
         print_json({"first": first.hash, "second": second.hash, **_comparison(found)})
         return
     a, b = (f"{checkpoint.sequence} ({checkpoint.hash[:8]})" for checkpoint in (first, second))
-    for title, pairs in (("AUC", found.areas), ("figure", found.figures)):
+    pooled = [
+        replace(p, name=p.name.removeprefix("all/")) for p in found.figures if p.name.startswith("all/")
+    ]
+    for title, pairs in (("AUC", found.areas), ("figure over all sites", pooled)):
         if pairs:
             rows = [(p.name, number(p.first), number(p.second), number(p.difference, "+")) for p in pairs]
             print_table((title, a, b, "difference"), rows, "lrrr")
