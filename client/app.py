@@ -104,7 +104,7 @@ def _work(paths: SitePaths, content: RecordDict) -> Work:
     # Imported here: torch takes seconds, and Flower starts a process for each message.
     from client.work import Work
 
-    return Work(paths, content)
+    return Work(paths, content, passing=True)
 
 
 app = make_app(from_node_config)

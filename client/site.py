@@ -3,7 +3,7 @@
     store/                        the prepared data, read only
     folder/outbox.jsonl           what left, see client.outbox
     folder/studies/<hash>/        everything of one study:
-        checkpoint.json           the newest checkpoint of the coordinator that was loaded, with its signature
+        checkpoint.json           the newest checkpoint that the coordinator handed out, with its signature
         parts/                    its tensors, by SHA-256
         memory/                   moments, control variates, personal models ... between rounds, and caches
         releases/                 what left in the last two rounds, to be sent again unchanged
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 from flwr.app import RecordDict
 
 from client.outbox import Outbox
@@ -26,8 +27,9 @@ from pm1_core import atomic
 from pm1_core.checkpoint import Checkpoint, State
 from pm1_core.data.store import Store
 from pm1_core.errors import CheckpointError, PM1Error
-from pm1_core.objects import ObjectStore, Reader
+from pm1_core.objects import ObjectStore, Reader, unpacked
 from pm1_core.signing import Trust
+from pm1_core.update import Tensors
 from pm1_core.validate import refusal
 from strategies import records
 
@@ -51,9 +53,13 @@ class LackingError(PM1Error):
 
 
 class Site:
-    """One request at one site."""
+    """One request at one site.
 
-    def __init__(self, paths: SitePaths, content: RecordDict) -> None:
+    passing: the round's own tensors are needed for this request only, if they came with it; the coordinator
+        knows that they are not kept
+    """
+
+    def __init__(self, paths: SitePaths, content: RecordDict, passing: bool = False) -> None:
         self.paths = paths
         self.store = _open(paths.store)
         self.facts = records.facts_of(content, "order")
@@ -61,10 +67,11 @@ class Site:
         self.folder = Path(paths.folder) / "studies" / self.checkpoint.config[:16]
         self.objects = ObjectStore(self.folder / "parts")
         self.outbox = Outbox(self.store.site, Path(paths.folder) / "outbox.jsonl", self.folder / "releases")
-        self._receive(content)
+        self._came_along = self._receive(content, passing)
 
     def receive(self) -> RecordDict:
         """Objects were kept: say which of the checkpoint's are still not here."""
+        self._remember()
         return self.outbox.tell("objects", {"lacking": self.lacking([*self.checkpoint.parts])})
 
     def release(self) -> RecordDict:
@@ -81,10 +88,11 @@ class Site:
         """The global tensors of the checkpoint that are here."""
         return State(self.objects, self.checkpoint.parts)
 
-    def received(self) -> Reader:
-        """The tensors of the round, read one by one."""
-        digests = [digest for part in self.trained() for digest in self.checkpoint.parts[part]]
-        return Reader(self.objects, digests)
+    def received(self) -> Tensors:
+        """The tensors of the round; read one by one where they are too large to have come with the request."""
+        if self._came_along is not None:
+            return self._came_along
+        return Reader(self.objects, self._round_digests())
 
     def memory(self) -> Path:
         """The site's own disk for the study."""
@@ -104,17 +112,29 @@ class Site:
         _trust(self.paths.trust).require(where, checkpoint.signed_bytes, checkpoint.signature)
         return checkpoint
 
-    def _receive(self, content: RecordDict) -> None:
-        """Keep the objects that came along, and of older ones only what this checkpoint still names."""
+    def _receive(self, content: RecordDict, passing: bool) -> dict[str, np.ndarray] | None:
+        """Keep the objects that came along, but for the round's own if `passing` and all of them did."""
         named = {digest for held in self.checkpoint.parts.values() for digest in held}
-        for digest, data in records.objects_of(content):
+        came = dict(records.objects_of(content))
+        for digest in came:
             if digest not in named:
-                raise CheckpointError(
-                    refusal(
-                        f"object {digest[:12]}", "the signed checkpoint does not name it", "do not send it"
-                    )
-                )
-            self.objects.put_bytes(digest, data)
+                found = "the signed checkpoint does not name it"
+                raise CheckpointError(refusal(f"object {digest[:12]}", found, "do not send it"))
+        own = set(self._round_digests())
+        passing = passing and bool(own) and own <= set(came)
+        for digest, data in came.items():
+            if not (passing and digest in own):
+                self.objects.put_bytes(digest, data)
+        if not passing:
+            return None
+        return {n: a for digest in sorted(own) for n, a in unpacked(digest, came[digest]).items()}
+
+    def _round_digests(self) -> list[str]:
+        return [digest for part in self.trained() for digest in self.checkpoint.parts[part]]
+
+    def _remember(self) -> None:
+        """Keep the manifest, and of older objects only what it names."""
+        named = {digest for held in self.checkpoint.parts.values() for digest in held}
         manifest = self.folder / "checkpoint.json"
         text = self.checkpoint.to_json() + "\n"
         if not manifest.exists() or manifest.read_text() != text:

@@ -36,6 +36,7 @@ class Work(Site):
 
     def ready(self) -> RecordDict:
         """Examples by phase and split, or why a phase is not for this site, and the objects that are not here."""
+        self._remember()
         phases: dict[str, dict[str, int | str]] = {}
         for text in records.list_of(self.facts, "orders"):
             order = Order.from_json(text)
@@ -96,7 +97,8 @@ class Work(Site):
         text = records.text_of(self.facts, "order")
         order = Order.from_json(text)
         task = self._task(order)
-        lacking = self.lacking([*self.state().selected(task.needs), *self.trained()])
+        needed = [*self.state().selected(task.needs), *(self.trained() if self._came_along is None else ())]
+        lacking = self.lacking(needed)
         if lacking:
             raise LackingError(
                 refusal(f"phase {order.phase!r}", f"{len(lacking)} objects are not here", "send them first")

@@ -48,7 +48,9 @@ class Delivery:
                 if lacking not in contents:
                     contents[lacking] = records.pack("order", facts, self._read(lacking))
                 requests[member.participant] = contents[lacking]
-                member.held |= set(lacking)
+                # A site does not keep the round's own tensors if they go along with the request.
+                own = {d for part in checkpoint.trained for d in checkpoint.parts.get(part, ())}
+                member.held |= set(lacking) - (own if own <= set(lacking) else set())
         return requests, failures
 
     def send(
