@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from pm1_core.checkpoint import State as Parts
+from pm1_core.checkpoint import part_of
 from pm1_core.errors import StateError
 from pm1_core.update import Tensors
 from pm1_core.validate import refusal
@@ -22,6 +23,11 @@ def part(state: State, prefix: str) -> dict[str, np.ndarray]:
     if not found:
         raise StateError(refusal("global state", f"found nothing below {prefix!r}", "run that phase first"))
     return found
+
+
+def names_of_parts(state: State) -> set[str]:
+    """Parts that `state` has ("genotype.22", "fusion"), without opening one: a site may not hold them all."""
+    return set(state.parts) if isinstance(state, Parts) else {part_of(name) for name in state}
 
 
 def load_part(module: torch.nn.Module, tensors: Tensors, prefix: str) -> None:

@@ -21,7 +21,7 @@ from pm1_core.model.genotype_vae import GenotypeVAE, GenotypeVAEConfig
 from pm1_core.model.phenotype_autoencoder import PhenotypeAutoencoder, PhenotypeAutoencoderConfig, standardise
 from pm1_core.training.adapters import build_encoder
 from pm1_core.training.order import generator
-from pm1_core.training.parts import State, load_part
+from pm1_core.training.parts import State, load_part, names_of_parts
 
 TokenArrays = dict[Modality, np.ndarray]
 _AT_ONCE = 256
@@ -44,9 +44,9 @@ class PM1:
     ) -> None:
         self.study, self.device = study, torch.device(device)
         self._state = state
-        parts = {name.rsplit(".", 1)[0].split(".")[0] for name in state}
+        parts = names_of_parts(state)
         self.genotype: dict[int, GenotypeVAE] = {}
-        chromosomes = {int(name.split(".")[1]) for name in state if name.startswith("genotype.")}
+        chromosomes = {int(part.split(".")[1]) for part in parts if part.startswith("genotype.")}
         for chromosome in sorted(chromosomes & set(CHROMOSOMES)):
             vae = GenotypeVAE(GenotypeVAEConfig(**encoders["genotype"]), study.chromosome_sizes[chromosome])
             self.genotype[chromosome] = self._frozen(vae, f"genotype.{chromosome}.")
