@@ -23,20 +23,25 @@ def build_study(config: Mapping[str, Any]) -> Study:
     """The study that `config` describes (the keys of configs.schema.Study).
 
     Every phase gets its part's sizes under "model" and its training under "loop"; tokens and fusion also get
-    the sizes of the encoders whose tokens they read. Raises ConfigError on a value out of bounds.
+    the sizes of the encoders whose tokens they read. A strategy that needs more sites than a training phase asks
+    for raises that phase's "min_sites": a round waits for them before anybody trains. Raises ConfigError on a
+    value out of bounds.
     """
     model = {**config["model"], "fusion": fusion_model(config)}
     if model["fundus"]["base"] and not model["fundus"]["base_sha256"]:
         model["fundus"] = pin_base(model["fundus"])
     encoders = {part: model[part] for part in ENCODERS}
     widths = {part: model["fusion"][f"{part}_width"] for part in ENCODERS}
+    strategy = strategies.build(config["strategy"])
     phases: dict[str, dict[str, Any]] = {}
     for name, given in config["study"]["phases"].items():
         phase = dict(given)
         objective, chromosomes = phase.pop("objective"), phase.pop("chromosomes")
         phase["loop"] = {**phase["loop"], "device": config["site"]["device"]}
         task = phase["task"]
-        task_class(task, allowed_tasks(config["site"].get("tasks", ())), f"phase {name!r}, task")
+        cls = task_class(task, allowed_tasks(config["site"].get("tasks", ())), f"phase {name!r}, task")
+        if cls.aggregation == "mean":
+            phase["min_sites"] = max(phase["min_sites"], strategy.fewest_sites)
         phase |= own_parameters(name, given)
         phase.pop("parameters", None)
         if task == "genotype":
@@ -57,7 +62,7 @@ def build_study(config: Mapping[str, Any]) -> Study:
         name=config["study"]["name"],
         seed=config["seed"],
         phases=expand(phases),
-        strategy=strategies.build(config["strategy"]).options(),
+        strategy=strategy.options(),
         timeout=config["timeout"],
         gather=config["gather"],
         grace=config["grace"],

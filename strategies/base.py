@@ -45,6 +45,11 @@ class Strategy(ABC):
         plain = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
         return {"name": self.name, **plain}
 
+    @property
+    def fewest_sites(self) -> int:
+        """Sites that have to train a tensor for the rule to hold; with fewer `aggregate` raises."""
+        return 1
+
     def method(self) -> dict[str, Any]:
         """What local training at the sites has to do differently; it travels in the order."""
         return {}

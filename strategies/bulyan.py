@@ -10,13 +10,13 @@ import numpy as np
 
 from pm1_core.update import Tensors
 from strategies import folding
-from strategies.base import Named, Strategy
-from strategies.robust import groups, krum_scores, require_sites, squared_distances
+from strategies.base import Named
+from strategies.robust import Robust, groups, krum_scores, squared_distances
 from strategies.updates import Updates
 
 
 @dataclass(frozen=True)
-class Bulyan(Strategy):
+class Bulyan(Robust):
     """Krum again and again, then of each coordinate the mean of the values nearest to their median.
 
     Section 4: theta = n - 2f sites are taken out one after another, each the best by Krum among those that are
@@ -28,11 +28,17 @@ class Bulyan(Strategy):
     """
 
     name: ClassVar[str | None] = "bulyan"
+    remedy: ClassVar[str] = "wait for more sites, lower malicious, or use krum or median"
 
     malicious: int = 1
 
     def __post_init__(self) -> None:
         self._require("malicious", 0)
+
+    @property
+    def fewest_sites(self) -> int:
+        """At least 4f + 3."""
+        return 4 * self.malicious + 3
 
     def aggregate(self, round_number: int, previous: Tensors, updates: Updates) -> Named:
         """Yield every tensor; updates are read once for the distances and once more."""
@@ -52,10 +58,7 @@ class Bulyan(Strategy):
     ) -> tuple[str, ...]:
         if not sites:
             return ()
-        where = f"strategy {self.name!r}, tensor {names[0]!r}"
-        needed = 4 * self.malicious + 3
-        remedy = "wait for more, lower malicious, or use krum or median"
-        require_sites(where, sites, needed, f"Bulyan against {self.malicious}", remedy)
+        self.require(names[0], sites)
         squares = squared_distances(previous, updates, sites, names)
         return tuple(sites[row] for row in selected_by_krum(squares, self.malicious))
 

@@ -7,17 +7,15 @@ from typing import ClassVar
 
 import numpy as np
 
-from pm1_core.errors import FederationError
 from pm1_core.update import Tensors
-from pm1_core.validate import refusal
 from strategies import folding
-from strategies.base import Named, Strategy
-from strategies.robust import groups, krum_scores, require_sites, squared_distances
+from strategies.base import Named
+from strategies.robust import Robust, groups, krum_scores, squared_distances
 from strategies.updates import Updates
 
 
 @dataclass(frozen=True)
-class Krum(Strategy):
+class Krum(Robust):
     """The update of the site that is nearest to its n - f - 2 nearest others, or the mean of the `select` best.
 
     Withstands f malicious sites if n >= 2f + 3 (proposition 1). Tensors that different sites trained are
@@ -28,6 +26,7 @@ class Krum(Strategy):
     """
 
     name: ClassVar[str | None] = "krum"
+    remedy: ClassVar[str] = "wait for more sites or lower malicious or select"
 
     malicious: int = 1
     select: int = 1
@@ -35,6 +34,11 @@ class Krum(Strategy):
     def __post_init__(self) -> None:
         self._require("malicious", 0)
         self._require("select", 1)
+
+    @property
+    def fewest_sites(self) -> int:
+        """The larger of 2f + 3 and, so that there are n - f - 2 to select from, f + 2 + select."""
+        return max(2 * self.malicious + 3, self.malicious + 2 + self.select)
 
     def aggregate(self, round_number: int, previous: Tensors, updates: Updates) -> Named:
         """Yield the tensors of those who were chosen; updates are read once for the distances and once more."""
@@ -50,14 +54,6 @@ class Krum(Strategy):
     ) -> tuple[str, ...]:
         if not sites:
             return ()
-        where = f"strategy {self.name!r}, tensor {names[0]!r}"
-        needed = 2 * self.malicious + 3
-        require_sites(
-            where, sites, needed, f"Krum against {self.malicious}", "wait for more or lower malicious"
-        )
-        most = len(sites) - self.malicious - 2
-        if self.select > most:
-            found = f"select {self.select} of {len(sites)} sites with {self.malicious} malicious"
-            raise FederationError(refusal(where, found, f"select at most n - f - 2 = {most}"))
+        self.require(names[0], sites)
         scores = krum_scores(squared_distances(previous, updates, sites, names), self.malicious)
         return tuple(sites[row] for row in np.argsort(scores, kind="stable")[: self.select])

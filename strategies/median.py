@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,7 +9,7 @@ import flwr.serverapp.strategy as flower
 import numpy as np
 
 from strategies import flower_rules
-from strategies.robust import Coordinatewise, require_sites
+from strategies.robust import Coordinatewise
 
 
 @dataclass(frozen=True)
@@ -21,11 +20,13 @@ class Median(Coordinatewise):
     """
 
     name: ClassVar[str | None] = "median"
+    remedy: ClassVar[str] = "wait for more sites or use fedavg"
 
     def fold(self, values: np.ndarray) -> np.ndarray:
         """Flower's median."""
         return flower_rules.fold(flower.FedMedian(), values)
 
-    def require(self, where: str, sites: Sequence[str]) -> None:
-        """A median of two is their mean, which one of them can put anywhere."""
-        require_sites(where, sites, 3, "a median that one site cannot move", "wait for more or use fedavg")
+    @property
+    def fewest_sites(self) -> int:
+        """Three: a median of two is their mean, which one of them can put anywhere."""
+        return 3

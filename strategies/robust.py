@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -20,24 +21,31 @@ from strategies.base import Named, Strategy
 from strategies.updates import Updates
 
 
-def require_sites(where: str, sites: Sequence[str], needed: int, why: str, remedy: str) -> None:
-    """Raise FederationError naming the sites, their number and the bound if there are fewer than `needed`."""
-    if len(sites) < needed:
-        found = f"{len(sites)} sites trained it ({', '.join(sites)}), {why} needs at least {needed}"
-        raise FederationError(refusal(where, found, remedy))
+@dataclass(frozen=True)
+class Robust(Strategy):
+    """A rule that withstands some liars if there are enough sites.
+
+    remedy: what to do where there are not
+    """
+
+    remedy: ClassVar[str]
+
+    def require(self, name: str, sites: Sequence[str]) -> None:
+        """Raise FederationError naming sites, number, bound and remedy if too few trained the tensor `name`."""
+        if len(sites) < self.fewest_sites:
+            given = ", ".join(f"{key}={value}" for key, value in self.options().items() if key != "name")
+            bound = f"{self.name}{f' with {given}' if given else ''} needs at least {self.fewest_sites}"
+            found = f"{len(sites)} sites trained it ({', '.join(sites)}), {bound}"
+            raise FederationError(refusal(f"tensor {name!r}", found, self.remedy))
 
 
 @dataclass(frozen=True)
-class Coordinatewise(Strategy):
+class Coordinatewise(Robust):
     """A robust rule that looks at one coordinate of all sites at a time."""
 
     @abstractmethod
     def fold(self, values: np.ndarray) -> np.ndarray:
         """One value per coordinate, given float64 [sites, elements]."""
-
-    @abstractmethod
-    def require(self, where: str, sites: Sequence[str]) -> None:
-        """Raise FederationError if these sites are too few."""
 
     def aggregate(self, round_number: int, previous: Tensors, updates: Updates) -> Named:
         """Yield every tensor folded over the sites that trained it."""
@@ -46,7 +54,7 @@ class Coordinatewise(Strategy):
             if not sites:
                 yield name, previous[name]
                 continue
-            self.require(f"strategy {self.name!r}, tensor {name!r}", sites)
+            self.require(name, sites)
             yield name, folding.coordinatewise(previous, updates, name, sites, self.fold)
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+import itertools
 from dataclasses import dataclass
 from typing import ClassVar
 
 import flwr.serverapp.strategy as flower
 import numpy as np
 
+from pm1_core.errors import ConfigError
+from pm1_core.validate import refusal
 from strategies import flower_rules
-from strategies.robust import Coordinatewise, require_sites
+from strategies.robust import Coordinatewise
 
 
 @dataclass(frozen=True)
@@ -25,21 +26,22 @@ class TrimmedMean(Coordinatewise):
     """
 
     name: ClassVar[str | None] = "trimmed_mean"
+    remedy: ClassVar[str] = "wait for more sites, raise trim, or use median"
 
     trim: float = 0.2
 
     def __post_init__(self) -> None:
         self._require("trim", 0, 0.5, below=True)
+        if 0 < self.trim < 1e-4:
+            raise ConfigError(
+                refusal("key 'strategy.trim'", f"found {self.trim}", "use 0, or at least 0.0001")
+            )
 
     def fold(self, values: np.ndarray) -> np.ndarray:
         """Flower's trimmed mean."""
         return flower_rules.fold(flower.FedTrimmedAvg(beta=self.trim), values)
 
-    def require(self, where: str, sites: Sequence[str]) -> None:
-        """At least one value has to go at each end, if any are to."""
-        if self.trim > 0:
-            needed = next(n for n in range(1, math.ceil(1 / self.trim) + 2) if int(self.trim * n) >= 1)
-            more = f"raise trim to {1 / len(sites) + 0.005:.2f}" if len(sites) > 2 else "use fedavg"
-            require_sites(
-                where, sites, needed, f"a trim of {self.trim:g} at each end", f"wait for more or {more}"
-            )
+    @property
+    def fewest_sites(self) -> int:
+        """As many as make floor(trim * n) one: at least one value has to go at each end, if any are to."""
+        return next(n for n in itertools.count(1) if int(self.trim * n) >= 1) if self.trim > 0 else 1

@@ -134,3 +134,11 @@ def test_a_study_of_another_strategy_or_option_is_another_study() -> None:
     overrides = ([], ["strategy=fedadam"], ["strategy=fedadam", "strategy.tau=0.01"])
     hashes = {build_study(compose.load("server", given)).hash for given in overrides}
     assert len(hashes) == 3
+
+
+def test_training_phases_wait_for_as_many_sites_as_the_strategy_needs() -> None:
+    overrides = ["strategy=bulyan", "study.phases.fusion.min_sites=9"]
+    study = build_study(compose.load("server", overrides))
+    assert {phase.task: phase.min_sites for phase in study.phases} == {
+        "statistics": 1, "genotype": 7, "phenotype": 7, "fundus": 7, "tokens": 1, "fusion": 9
+    }  # fmt: skip

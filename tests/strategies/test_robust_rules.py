@@ -96,22 +96,31 @@ def test_results_by_hand(options: dict, values: list[float], result: float) -> N
 @pytest.mark.parametrize(
     ("options", "count", "sentence"),
     [
-        ({"name": "median"}, 2, r"'median', tensor 'w': 2 sites trained it .*site0, site1.*at least 3"),
+        (
+            {"name": "median"},
+            2,
+            r"tensor 'w': 2 sites trained it .*site0, site1.*, median needs at least 3; wait",
+        ),
         (
             {"name": "trimmed_mean"},
             4,
-            r"trim of 0.2 at each end needs at least 5; wait .* raise trim to 0.26",
+            r"trimmed_mean with trim=0.2 needs at least 5; .* raise trim, or use median",
         ),
-        ({"name": "krum"}, 4, r"Krum against 1 needs at least 5; wait for more or lower malicious"),
-        ({"name": "krum", "malicious": 2}, 6, r"Krum against 2 needs at least 7"),
-        ({"name": "krum", "select": 3}, 5, r"select 3 of 5 sites with 1 malicious; select at most .* = 2"),
-        ({"name": "bulyan"}, 6, r"Bulyan against 1 needs at least 7; .* or use krum or median"),
+        (
+            {"name": "krum"},
+            4,
+            r"krum with malicious=1, select=1 needs at least 5; wait .* or lower malicious",
+        ),
+        ({"name": "krum", "malicious": 2}, 6, r"krum with malicious=2, select=1 needs at least 7"),
+        ({"name": "krum", "select": 3}, 5, r"krum with malicious=1, select=3 needs at least 6; .* or select"),
+        ({"name": "bulyan"}, 6, r"bulyan with malicious=1 needs at least 7; .* or use krum or median"),
     ],
 )
 def test_too_few_sites_for_the_bound_are_refused_and_one_more_is_not(
     options: dict, count: int, sentence: str
 ) -> None:
     values = {f"site{i}": float(i) for i in range(count + 1)}
+    assert build(options).fewest_sites == len(values)
     fold(build(options), ZERO, scalars(values))
     values.popitem()
     with pytest.raises(FederationError, match=sentence):
