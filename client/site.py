@@ -85,8 +85,9 @@ class Site:
         return [part for part in self.checkpoint.trained if part in self.checkpoint.parts]
 
     def state(self) -> State:
-        """The global tensors of the checkpoint that are here."""
-        return State(self.objects, self.checkpoint.parts)
+        """The frozen global tensors: all but what the phase trains."""
+        parts = {part: d for part, d in self.checkpoint.parts.items() if part not in self.checkpoint.trained}
+        return State(self.objects, parts)
 
     def received(self) -> Tensors:
         """The tensors of the round; read one by one where they are too large to have come with the request."""
