@@ -23,6 +23,7 @@ from pm1_core.training.tasks import allowed_tasks
 from pm1_core.validate import refusal, require_choice
 from server.configure import build_study
 from server.coordinator import Coordinator
+from server.registry import Registry
 from server.study import Study
 from simulations.assessment import assess
 from simulations.grid import run_in_process, run_on_ray
@@ -122,7 +123,8 @@ def federate(
         else:
             with atomic.without_sync():  # what power loss takes can be run again
                 run_in_process(coordinate, sites, workers)
-    CheckpointFolder(folder / "checkpoints").verify(Trust.load(public_file(key)))
+    registry = Registry(folder)
+    registry.verify(Trust.load(public_file(key)), registry.origin_trust(Trust.load(public_file(key))))
 
 
 def _settled(config: dict[str, Any], folder: Path) -> dict[str, Any]:
