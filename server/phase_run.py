@@ -178,6 +178,8 @@ class PhaseRun:
         def checked(participant: Participant) -> None:
             with blaming(participant.site, failures), spool.kept_if_whole(participant.site):
                 check(participant.site)
+            if participant.site in failures:
+                arrived.discard(participant.site)
 
         def receive(participant: Participant, message: Message) -> None:
             with spool.kept_if_whole(participant.site):
@@ -216,10 +218,12 @@ class PhaseRun:
         previous = self._tensors(latest, [*latest.trained, "server"])
         folded = complete(previous, self.strategy.aggregate(number, previous, updates))
         replies = {site: updates.spool.replies[site] for site in updates.sites}
+        ended = STATE if last else ()  # not even written: no checkpoint would name it
+        tensors = advanced(self.task, number, self._tensors(latest, latest.trained), folded)
         draft = checkpoints.draft(
             latest,
-            advanced(self.task, number, self._tensors(latest, latest.trained), folded),
-            without=STATE if last else (),
+            (pair for pair in tensors if part_of(pair[0]) not in ended),
+            without=ended,
             trained=latest.trained,
             sites={site: reply.weight for site, reply in replies.items()},
             **self._manifest(number),
