@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,12 +24,12 @@ from typing import TYPE_CHECKING, Any
 from pm1_core import atomic
 from pm1_core.checkpoint import Checkpoint
 from pm1_core.errors import InputError
-from pm1_core.signing import Trust, public_file
+from pm1_core.signing import Trust
 from pm1_core.validate import refusal, require_choice
 from server.folding import STATE
 from server.model_card import Facts, adapter_card, model_card
-from server.origins import CHECKPOINT, OBJECTS, RELEASE
-from server.registry import KEY, Registry
+from server.origins import CHECKPOINT, OBJECTS, RELEASE, keep_key
+from server.registry import Registry
 from server.shards import Entry, entries, shards, write
 
 if TYPE_CHECKING:
@@ -98,9 +97,9 @@ def export(
         (beside / CHECKPOINT).write_text(checkpoint.to_json() + "\n")
         if release:
             (beside / RELEASE).write_text(release.to_json())
-        public = public_file(registry.run / KEY)
-        if public.exists():
-            shutil.copyfile(public, beside / "coordinator.pub")
+        if trust:
+            keep_key(beside / "coordinator.pub", checkpoint, trust)
+            (beside / "coordinator.pub").chmod(0o666 & ~_umask())
         if set(chosen) == set(checkpoint.parts):
             _write_json(beside / OBJECTS, {digest: [entry.name for entry in held[digest]] for digest in held})
         beside.chmod(0o777 & ~_umask())  # the temporary folder was closed to others

@@ -105,7 +105,7 @@ def adapter_card(facts: Facts, sizes: Mapping[str, Any]) -> str:
             *_status(facts),
             "",
             f"LoRA (rank {sizes['lora_rank']}, alpha {sizes['lora_alpha']:g}) for a vision transformer of timm.",
-            f"The base is not in this folder: {base}.",
+            f"Its base is not in this folder. It is {base}.",
             "",
             "```python",
             "from functools import partial",
@@ -224,6 +224,6 @@ The adapters of the fundus encoder lie in PEFT's format in `fundus/`, with a car
 """
 
 _VERIFY = """\
-`checkpoint.json` is the manifest under the coordinator's signature (Ed25519), `coordinator.pub` the public key that
-came along: compare its fingerprint with the coordinator's before you trust it.
+`checkpoint.json` is the manifest under the coordinator's signature (Ed25519). `coordinator.pub`, if it came along,
+is the public key that fits it: compare its fingerprint with what the coordinator says before you trust it.
 """

@@ -49,7 +49,7 @@ def start_from(source: Path, checkpoints: CheckpointFolder, trust: Trust, wanted
         origin = _from_export(source, checkpoints.objects, trust, wanted)
     else:
         origin = _from_run(source, checkpoints.objects, trust, wanted)
-    _keep_key(checkpoints.folder / ORIGIN_KEY, origin, trust)
+    keep_key(checkpoints.folder / ORIGIN_KEY, origin, trust)
     atomic.write_text(checkpoints.folder / "origin.json", origin.to_json() + "\n")
     return origin
 
@@ -137,9 +137,9 @@ def _take(file: Path, objects: ObjectStore, digest: str) -> None:
     objects.check(digest)
 
 
-def _keep_key(file: Path, origin: Checkpoint, trust: Trust) -> None:
-    """Remember which key the origin was accepted under, for whoever verifies the run later."""
-    signer = trust.require(file, origin.signed_bytes, origin.signature)
+def keep_key(file: Path, checkpoint: Checkpoint, trust: Trust) -> None:
+    """Write the key of `trust` that signed `checkpoint`. Raises CheckpointError if none of them did."""
+    signer = trust.require(file, checkpoint.signed_bytes, checkpoint.signature)
     (key,) = {fingerprint(k): k for k in trust.keys if fingerprint(k) == signer}.values()
     pem = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     atomic.write_bytes(file, key.public_bytes(*pem))

@@ -164,6 +164,16 @@ def test_the_model_card_says_what_the_manifest_says(run: Run, tmp_path: Path) ->
     assert "seed=3" in adapters.text
 
 
+def test_the_public_key_comes_along_wherever_it_lay(tmp_path: Path) -> None:
+    whole = whole_run(tmp_path / "run")
+    shutil.move(whole.folder / "keys", tmp_path / "keys")
+    key = tmp_path / "keys/coordinator.pem.pub"
+    assert _command(whole.folder, "--out", tmp_path / "out", "--part", "fusion", "--key", key) == 0
+    assert (tmp_path / "out/coordinator.pub").read_bytes() == key.read_bytes()
+    assert _command(whole.folder, "--out", tmp_path / "other", "--part", "fusion") == 0
+    assert not (tmp_path / "other/coordinator.pub").exists()
+
+
 def test_a_candidate_is_called_one_and_unmeasured_energy_is_not_guessed(tmp_path: Path) -> None:
     whole = whole_run(tmp_path / "run")
     _export(whole, tmp_path / "out", "latest", parts=["fusion"])
