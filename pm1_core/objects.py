@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from pm1_core.validate import refusal
 
 SHARD_BYTES = 256 * 2**20
 _READ_BYTES = 2**22
+_HELD_BYTES = 2**20
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -137,24 +139,22 @@ class ObjectStore:
 class Reader(Mapping[str, np.ndarray]):
     """The arrays of some objects by name, each read from disk when it is asked for and not kept.
 
-    Reading raises CheckpointError if an object is absent, damaged or no safetensors file.
+    Objects of up to _HELD_BYTES are read whole and held. Of larger ones no file stays open: pages of a mapped file
+    count as memory of whoever reads it. Reading raises CheckpointError if an object is absent, damaged or no
+    safetensors file.
     """
 
     def __init__(self, objects: ObjectStore, digests: Sequence[str]) -> None:
         self._objects = objects
         self._digests = list(digests)
-        self._handles: dict[str, Any] | None = None
+        self._held: dict[str, np.ndarray] = {}
+        self._places: dict[str, tuple[str, tuple[int, ...]]] | None = None
 
     def __getitem__(self, name: str) -> np.ndarray:
-        handle = self._index()[name]
-        try:
-            array: np.ndarray = handle.get_tensor(name)
-        except (safetensors.SafetensorError, TypeError, AttributeError) as error:
-            # numpy has no array of the file's type: bfloat16, 8-bit floats.
-            raise CheckpointError(
-                refusal(f"tensor {name!r}", f"cannot be read ({error})", "write a type that numpy has")
-            ) from None
-        return array
+        digest, _ = self._index()[name]
+        if name not in self._held:
+            return self._read(digest, name)
+        return self._held[name]
 
     def __contains__(self, name: object) -> bool:
         return name in self._index()
@@ -167,20 +167,43 @@ class Reader(Mapping[str, np.ndarray]):
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of an array, without reading it."""
-        return tuple(self._index()[name].get_slice(name).get_shape())
+        return self._index()[name][1]
 
-    def _index(self) -> dict[str, Any]:
-        if self._handles is None:
-            handles: dict[str, Any] = {}
+    def _index(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Name -> digest of its object, and shape."""
+        if self._places is None:
+            places: dict[str, tuple[str, tuple[int, ...]]] = {}
             for digest in self._digests:
-                file = self._objects.check(digest)
-                try:
-                    handle: Any = safe_open(file, framework="numpy")
-                except safetensors.SafetensorError as error:
-                    remedy = "write it with safetensors"
-                    raise CheckpointError(
-                        refusal(f"object {digest[:12]}", f"no safetensors ({error})", remedy)
-                    ) from None
-                handles |= dict.fromkeys(handle.keys(), handle)
-            self._handles = handles
-        return self._handles
+                small = self._objects.check(digest).stat().st_size <= _HELD_BYTES
+                with self._opened(digest) as handle:
+                    for name in handle.keys():  # noqa: SIM118, a handle is no mapping
+                        places[name] = (digest, tuple(handle.get_slice(name).get_shape()))
+                        if small:
+                            self._held[name] = _array(handle, name)
+            self._places = places
+        return self._places
+
+    def _read(self, digest: str, name: str) -> np.ndarray:
+        with self._opened(digest) as handle:
+            return _array(handle, name)
+
+    @contextmanager
+    def _opened(self, digest: str) -> Iterator[Any]:
+        try:
+            with safe_open(self._objects.path(digest), framework="numpy") as handle:
+                yield handle
+        except (safetensors.SafetensorError, FileNotFoundError) as error:
+            raise CheckpointError(
+                refusal(f"object {digest[:12]}", f"no safetensors ({error})", "write it with safetensors")
+            ) from None
+
+
+def _array(handle: Any, name: str) -> np.ndarray:
+    try:
+        array: np.ndarray = handle.get_tensor(name)
+    except (safetensors.SafetensorError, TypeError, AttributeError) as error:
+        # numpy has no array of the file's type: bfloat16, 8-bit floats.
+        raise CheckpointError(
+            refusal(f"tensor {name!r}", f"cannot be read ({error})", "write a type that numpy has")
+        ) from None
+    return array

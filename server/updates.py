@@ -15,6 +15,9 @@ from pm1_core.validate import refusal
 from server.spool import Bounds, Spool
 from strategies.base import CONTROL
 
+_READERS = 64
+"""Sites whose small tensors may be in memory at a time."""
+
 
 @dataclass(frozen=True)
 class Expected:
@@ -58,7 +61,6 @@ class Spooled:
     def __init__(self, spool: Spool, expected: Expected) -> None:
         self.spool = spool
         self.expected = expected
-        self.population = len(expected.declared)
         self.names = tuple(name for name in expected.tensors if not expected.stays(name))
         self._readers: dict[str, Reader] = {}
 
@@ -72,6 +74,12 @@ class Spooled:
         reply = self.spool.replies[site]
         modality = self.expected.modality_of(name.removeprefix(CONTROL))
         return float(reply.weights.get(modality, 0.0)) if modality else float(reply.weight)
+
+    def eligible(self, name: str) -> dict[str, float]:
+        """Site -> examples behind a tensor, as every site of the phase declared them; without those who have none."""
+        kind = self.expected.modality_of(name.removeprefix(CONTROL)) or "train"
+        counts = {site: float(declared.get(kind, 0)) for site, declared in self.expected.declared.items()}
+        return {site: count for site, count in counts.items() if count > 0}
 
     def tensor(self, site: str, name: str) -> np.ndarray:
         """A site's tensor, float32, as if it had sent all of it."""
@@ -112,6 +120,8 @@ class Spooled:
 
     def _reader(self, site: str) -> Reader:
         if site not in self._readers:
+            if len(self._readers) >= _READERS:
+                del self._readers[next(iter(self._readers))]
             self._readers[site] = self.spool.tensors(site)
         return self._readers[site]
 
