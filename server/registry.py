@@ -64,7 +64,7 @@ class Registry:
 
         Raises InputError if there is none, or more than one, of that name.
         """
-        sequences = self.checkpoints.sequences()
+        sequences, name = self.checkpoints.sequences(), name.lower()
         if name == LATEST:
             return self.checkpoints.load(sequences[-1])
         if name == ORIGIN:

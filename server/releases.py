@@ -12,12 +12,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from pm1_core import atomic
 from pm1_core.errors import CheckpointError
 from pm1_core.signing import Signer, Trust
 from pm1_core.validate import refusal
@@ -130,22 +130,18 @@ class ReleaseFolder:
     def add(self, release: Release) -> Release:
         """Write one more record. Raises CheckpointError if somebody has written that number in the meantime."""
         file = self._file(release.number)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        handle, beside = tempfile.mkstemp(prefix=f".{file.name}.", dir=self.folder)
+        beside = file.with_name(f".{file.name}.{os.getpid()}")
+        atomic.write_text(beside, release.to_json())
         try:
-            with os.fdopen(handle, "w") as stream:
-                stream.write(release.to_json())
-                stream.flush()
-                os.fsync(stream.fileno())
             os.link(beside, file)  # unlike a rename, never takes the place of a record
         except FileExistsError:
             found = "another release was written at the same time"
             raise CheckpointError(refusal(file, found, "look at it, then promote again")) from None
         finally:
-            Path(beside).unlink(missing_ok=True)
+            beside.unlink(missing_ok=True)
         folder = os.open(self.folder, os.O_RDONLY)
         try:
-            os.fsync(folder)
+            atomic.sync(folder)
         finally:
             os.close(folder)
         return release

@@ -321,6 +321,23 @@ def test_a_record_is_never_overwritten(run: Run) -> None:
     assert [file.name for file in (run.folder / "checkpoints/releases").iterdir()] == ["000001.json"]
 
 
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
+def test_a_disk_that_takes_nothing_leaves_no_release_and_says_so(
+    code: int, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fsync", refuse)
+        assert _command("promote", run.folder, "--by", "A", "--because", "B") == 2
+    printed = capsys.readouterr().err
+    assert "the disk is full" in printed or "the file system is read-only" in printed
+    assert "checkpoints/releases" in printed
+    assert list((run.folder / "checkpoints/releases").iterdir()) == []
+    assert _promote(run).number == 1
+
+
 # ---- compare ----------------------------------------------------------------------------------------------------
 
 
