@@ -76,7 +76,7 @@ class Spooled:
         return float(reply.weights.get(modality, 0.0)) if modality else float(reply.weight)
 
     def eligible(self, name: str) -> dict[str, float]:
-        """Site -> examples behind a tensor, as every site of the phase declared them; without those who have none."""
+        """Site -> examples behind a tensor, > 0, as every site of the phase declared them."""
         kind = self.expected.modality_of(name.removeprefix(CONTROL)) or "train"
         counts = {site: float(declared.get(kind, 0)) for site, declared in self.expected.declared.items()}
         return {site: count for site, count in counts.items() if count > 0}

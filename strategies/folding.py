@@ -56,16 +56,19 @@ def total(updates: Updates, name: str, factors: Mapping[str, float]) -> np.ndarr
     return folded
 
 
-def mean(updates: Updates, name: str, by_site: Mapping[str, float] | None = None) -> np.ndarray | None:
-    """The mean of a tensor over the sites that trained it, float64 and flat; None if nobody did.
+def mean(updates: Updates, name: str) -> np.ndarray | None:
+    """The mean of a tensor over the sites that trained it, by examples, float64 and flat; None if nobody did.
 
-    by_site: weights above 0; by default the examples behind the tensor (McMahan et al. 2017, algorithm 1)
+    McMahan et al. 2017, algorithm 1.
     """
-    given = weights(updates, name) if by_site is None else by_site
-    whole = sum(given[site] for site in updates.sites if site in given)
-    if not given:
-        return None
-    return total(updates, name, {site: weight / whole for site, weight in given.items()})
+    given = weights(updates, name)
+    return weighted_mean(updates, name, given) if given else None
+
+
+def weighted_mean(updates: Updates, name: str, by_site: Mapping[str, float]) -> np.ndarray:
+    """The mean of a tensor over some sites with weights above 0, float64 and flat. At least one site."""
+    whole = sum(by_site[site] for site in updates.sites if site in by_site)
+    return total(updates, name, {site: weight / whole for site, weight in by_site.items()})
 
 
 def rounded(flat: np.ndarray, like: np.ndarray) -> np.ndarray:

@@ -46,8 +46,11 @@ class Krum(Robust):
         for sites, names in groups(updates).items():
             chosen |= dict.fromkeys(names, self._chosen(previous, updates, sites, names))
         for name in updates.names:
-            new = folding.mean(updates, name, dict.fromkeys(chosen[name], 1.0))
-            yield name, previous[name] if new is None else folding.rounded(new, previous[name])
+            before, equal = previous[name], dict.fromkeys(chosen[name], 1.0)
+            yield (
+                name,
+                folding.rounded(folding.weighted_mean(updates, name, equal), before) if equal else before,
+            )
 
     def _chosen(
         self, previous: Tensors, updates: Updates, sites: tuple[str, ...], names: list[str]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -25,12 +26,11 @@ class Scaffold(Strategy):
         x <- x + server_learning_rate * mean over S of (y_i - x)                  line 16
         c <- c + |S| / N * mean over S of (c_i+ - c_i)                            line 17
 
-    S are the sites that answered and trained anything, N those that are eligible for the phase. Of a tensor that
-    only some of S trained, both means are over those, and |S| / N stays what it is: the share that took part.
+    S are the sites that trained the tensor in this round, N those of the phase that could. So c is the mean of
+    all c_i at any time, also of the sites that were absent for a while.
 
-    weighting: "examples" weighs both means as FedAvg does, "uniform" counts every site once, as the paper does.
-        While all sites answer, c is the mean of all c_i under either. Where sites come and go, it stays so
-        under "uniform" only; under "examples" it is an estimate, as the examples of the absent are not known
+    weighting: "examples" weighs all means as FedAvg does, and |S| / N is then a share of the examples; "uniform"
+        counts every site once, as the paper does
     server_learning_rate: the paper's global step size
     """
 
@@ -56,26 +56,24 @@ class Scaffold(Strategy):
 
     def aggregate(self, round_number: int, previous: Tensors, updates: Updates) -> Named:
         """Yield the model, then c."""
-        active = {site for name in updates.names for site in folding.trainers(updates, _model_name(name))}
-        share = len(active) / updates.population
         for name in sorted(updates.names, key=lambda name: (name.startswith(CONTROL), name)):
-            before = previous[name]
-            weights = folding.weights(updates, _model_name(name))
-            if self.weighting == "uniform":
-                weights = dict.fromkeys(weights, 1.0)
-            new = folding.mean(updates, name, weights)
-            if new is None:
+            before, of_model = previous[name], name.removeprefix(CONTROL)
+            weights = self._weighed(folding.weights(updates, of_model))
+            if not weights:
                 yield name, before
                 continue
             old = before.reshape(-1)
-            for block in folding.blocks(old.size):
-                if name.startswith(CONTROL):
-                    new[block] = old[block] + share * new[block]
-                else:
+            if name.startswith(CONTROL):
+                whole = sum(self._weighed(updates.eligible(of_model)).values())
+                new = folding.total(updates, name, {site: weight / whole for site, weight in weights.items()})
+                for block in folding.blocks(old.size):
+                    new[block] += old[block]
+            else:
+                new = folding.weighted_mean(updates, name, weights)
+                for block in folding.blocks(old.size):
                     new[block] = old[block] + self.server_learning_rate * (new[block] - old[block])
             yield name, folding.rounded(new, before)
 
-
-def _model_name(name: str) -> str:
-    """The tensor of the model that a control variate belongs to."""
-    return name.removeprefix(CONTROL)
+    def _weighed(self, examples: Mapping[str, float]) -> dict[str, float]:
+        """Site -> its weight in a mean, given its examples."""
+        return {site: examples[site] if self.weighting == "examples" else 1.0 for site in sorted(examples)}

@@ -23,9 +23,8 @@ class Updates(Protocol):
     def names(self) -> tuple[str, ...]:
         """Tensors that travelled back, sorted; those of the strategy ("control.") among them."""
 
-    @property
-    def population(self) -> int:
-        """Sites that are eligible for the phase, whether they answered this round or not."""
+    def eligible(self, name: str) -> Mapping[str, float]:
+        """Site -> examples behind this tensor, > 0, of all sites of the phase, answered this round or not."""
 
     def weight(self, site: str, name: str) -> float:
         """Training examples behind this tensor at this site, >= 0; 0: the site did not train it."""
@@ -44,7 +43,7 @@ class Gathered:
 
     updates: by site, in any order
     weigh: (update, tensor's name) -> weight; by default the update's own
-    population: of the phase; by default those who answered
+    absent: site -> weight of all its tensors, for sites of the phase that did not answer
 
     Raises FederationError if there is no update, or they differ in names or shapes of tensors.
     """
@@ -53,17 +52,22 @@ class Gathered:
         self,
         updates: Mapping[str, Update],
         weigh: Callable[[Update, str], float] = whole_update,
-        population: int | None = None,
+        absent: Mapping[str, float] | None = None,
     ) -> None:
         if not updates:
             raise FederationError(refusal("aggregation", "found no update", "wait for at least one site"))
         self.sites = tuple(sorted(updates))
         self.names = tuple(sorted(updates[self.sites[0]].tensors))
-        self.population = len(self.sites) if population is None else population
+        self._absent = dict(absent or {})
         self._updates = dict(updates)
         self._weigh = weigh
         for site in self.sites[1:]:
             self._require_like_first(site)
+
+    def eligible(self, name: str) -> Mapping[str, float]:
+        """Those who answered and trained the tensor, and the absent."""
+        present = {site: self.weight(site, name) for site in self.sites}
+        return {**self._absent, **{site: weight for site, weight in present.items() if weight > 0}}
 
     def weight(self, site: str, name: str) -> float:
         """Training examples behind this tensor at this site."""

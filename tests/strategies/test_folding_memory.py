@@ -22,9 +22,8 @@ class Drawn:
     names: tuple[str, ...]
     size: int
 
-    @property
-    def population(self) -> int:
-        return len(self.sites)
+    def eligible(self, name: str) -> dict[str, float]:
+        return {site: self.weight(site, name) for site in self.sites}
 
     def weight(self, site: str, name: str) -> float:
         return 1.0 + int(site)

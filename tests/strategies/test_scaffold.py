@@ -40,6 +40,11 @@ class Clients:
         return Update(sent, EXAMPLES[site])
 
 
+def absent(present: list[str]) -> dict[str, float]:
+    """The others of the phase with their examples."""
+    return {site: count for site, count in EXAMPLES.items() if site not in present}
+
+
 def run(options: dict, rounds: int, attendance: list[list[str]] | None = None) -> dict[str, np.ndarray]:
     """A study of some rounds; who answers in each, by default everybody."""
     strategy, clients = build(options), Clients()
@@ -50,7 +55,7 @@ def run(options: dict, rounds: int, attendance: list[list[str]] | None = None) -
         if "control.w" not in tensors:
             clients = Clients()
         updates = {site: clients.train(site, tensors) for site in sites}
-        tensors = fold(strategy, tensors, Gathered(updates, population=len(CURVATURE)), number + 1)
+        tensors = fold(strategy, tensors, Gathered(updates, absent=absent(sites)), number + 1)
     return tensors
 
 
@@ -63,11 +68,13 @@ def test_it_finds_the_common_optimum_where_averaging_many_local_steps_does_not(w
     assert abs(run({"name": "fedavg"}, 60)["w"][0] - optimum(EXAMPLES)) > 0.3
 
 
-def test_it_finds_it_with_half_of_the_sites_in_a_round() -> None:
+@pytest.mark.parametrize("weighting", ["uniform", "examples"])
+def test_it_finds_it_with_half_of_the_sites_in_a_round(weighting: str) -> None:
+    weights = EXAMPLES if weighting == "examples" else dict.fromkeys(EXAMPLES, 1.0)
     rng = np.random.default_rng(3)
     attendance = [sorted(rng.choice(list(CURVATURE), 2, replace=False)) for _ in range(300)]
-    after = run({"name": "scaffold", "weighting": "uniform"}, 300, attendance)
-    assert after["w"][0] == pytest.approx(optimum(dict.fromkeys(EXAMPLES, 1.0)), abs=1e-3)
+    after = run({"name": "scaffold", "weighting": weighting}, 300, attendance)
+    assert after["w"][0] == pytest.approx(optimum(weights), abs=1e-3)
 
 
 def test_the_server_equals_algorithm_1_of_karimireddy_et_al_with_absent_sites() -> None:
@@ -85,26 +92,29 @@ def test_the_server_equals_algorithm_1_of_karimireddy_et_al_with_absent_sites() 
         variates = [float(update.tensors["control.w"][0]) for update in updates.values()]
         x += 0.7 * sum(changes) / len(sites)
         c += len(sites) / 4 * (sum(variates) / len(sites))
-        tensors = fold(strategy, tensors, Gathered(updates, population=4), number)
+        tensors = fold(strategy, tensors, Gathered(updates, absent=absent(sites)), number)
         assert tensors["w"][0] == pytest.approx(x, abs=1e-5)
         assert tensors["control.w"][0] == pytest.approx(c, abs=1e-5)
         assert c == pytest.approx(sum(clients.variates.values()) / 4, abs=1e-5)
 
 
-def test_three_numbers_by_hand() -> None:
-    """Two of four sites: x = (10 * 1 + 30 * 5) / 40, c = 1 + 2 / 4 * (10 * 2 + 30 * 6) / 40."""
+@pytest.mark.parametrize(
+    ("weighting", "model", "control"),
+    [
+        ("examples", (10 * 1 + 30 * 5) / 40, 1 + (10 * 2 + 30 * 6) / 100),
+        ("uniform", (1 + 5) / 2, 1 + 2 / 4 * (2 + 6) / 2),
+    ],
+)
+def test_two_of_four_sites_by_hand(weighting: str, model: float, control: float) -> None:
     sent = {"a": (1.0, 2.0, 10.0), "b": (5.0, 6.0, 30.0)}
     updates = {
         site: Update({"w": np.array([y], np.float32), "control.w": np.array([d], np.float32)}, n)
         for site, (y, d, n) in sent.items()
     }
     previous = {"w": np.zeros(1, np.float32), "control.w": np.ones(1, np.float32)}
-    after = fold(build({"name": "scaffold"}), previous, Gathered(updates, population=4))
-    assert (after["w"][0], after["control.w"][0]) == (4.0, 3.5)
-    after = fold(
-        build({"name": "scaffold", "weighting": "uniform"}), previous, Gathered(updates, population=4)
-    )
-    assert (after["w"][0], after["control.w"][0]) == (3.0, 3.0)
+    gathered = Gathered(updates, absent={"c": 25.0, "d": 35.0})
+    after = fold(build({"name": "scaffold", "weighting": weighting}), previous, gathered)
+    assert (after["w"][0], after["control.w"][0]) == (np.float32(model), np.float32(control))
 
 
 def test_a_tensor_of_one_modality_takes_its_control_variate_from_those_who_trained_it() -> None:
@@ -113,8 +123,14 @@ def test_a_tensor_of_one_modality_takes_its_control_variate_from_those_who_train
         site: Update({n: np.array([2.0], np.float32) for n in ("f", "control.f", "w", "control.w")}, 1.0)
         for site in "abcd"
     }
-    weigh = Gathered(updates, lambda update, name: 1.0)
-    weigh.weight = lambda site, name: float(name == "w" or site in "ab")  # type: ignore[method-assign]
+    few = {"a": 1.0, "b": 1.0}
+    gathered = Gathered(
+        {
+            site: Update(update.tensors, 1.0, {}, few if site in few else {})
+            for site, update in updates.items()
+        },
+        lambda update, name: float(len(update.examples) > 0 or name == "w"),
+    )
     previous = {n: np.zeros(1, np.float32) for n in ("f", "control.f", "w", "control.w")}
-    after = fold(build({"name": "scaffold"}), previous, weigh)
+    after = fold(build({"name": "scaffold"}), previous, gathered)
     assert after["control.f"][0] == after["control.w"][0] == 2.0

@@ -45,8 +45,8 @@ def test_weights_scale_out(name: str, seed: int, factor: float) -> None:
 def test_a_site_of_zero_weight_changes_no_byte(name: str, seed: int) -> None:
     strategy, previous, updates = drawn(name, seed)
     idle = Update(around(np.random.default_rng(seed + 1), previous).tensors, 0.0)
-    without = Gathered(updates, population=8)
-    joined = Gathered({**updates, "late": idle}, population=8)
+    without = Gathered(updates, absent={"away": 30.0})
+    joined = Gathered({**updates, "late": idle}, absent={"away": 30.0})
     require_same_bytes(fold(strategy, previous, joined), fold(strategy, previous, without))
 
 
