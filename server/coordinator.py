@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -80,6 +81,7 @@ class Coordinator:
                     latest = self._phase(desk, phase).run(latest, partial(self._told, phase, done, whole))
                 done += phase.rounds
             assert latest is not None  # a study has at least one phase of at least one round
+            shutil.rmtree(self.folder / "spool", ignore_errors=True)  # no round is under way any more
             self._give_all(desk, latest)
         finally:
             journal.close()
