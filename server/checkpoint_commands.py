@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pm1_core.checkpoint import Checkpoint, CheckpointFolder
-from pm1_core.errors import InputError
 from pm1_core.signing import Signer, Trust
-from pm1_core.validate import refusal
-from server.differences import Comparison, compare
+from server.differences import compare
 from server.registry import KEY, LATEST, Registry
 from server.releases import Release
+from server.shards import bytes_of
 from server.tables import number, print_json, print_table
 
 if TYPE_CHECKING:
@@ -33,7 +31,6 @@ Examples
   pm1-server checkpoints export  runs/first released --out pm1-first --license cc-by-nc-4.0
 
 Exit codes: 0 done; 1 a gate does not hold; 2 a name or file of yours is wrong; 3 a link is broken."""
-_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 def add_parser(commands: Subcommands) -> None:
@@ -206,7 +203,7 @@ def _compare(options: argparse.Namespace) -> None:
     first, second = registry.find(options.first), registry.find(options.second)
     found = compare(registry.checkpoints, first, second)
     if options.json:
-        print_json({"first": first.hash, "second": second.hash, **_comparison(found)})
+        print_json({"first": first.hash, "second": second.hash, **found.as_json()})
         return
     a, b = (f"{checkpoint.sequence} ({checkpoint.hash[:8]})" for checkpoint in (first, second))
     pooled = [
@@ -253,7 +250,7 @@ def _export(options: argparse.Namespace) -> None:
     done = export(
         registry, checkpoint, options.out, parts=options.part, study_file=options.study,
         trust=Trust.load(*options.key) if options.key else None,
-        licence=options.license, shard_bytes=_bytes(options.shard_size),
+        licence=options.license, shard_bytes=bytes_of(options.shard_size),
     )  # fmt: skip
     version = None
     if options.mlflow:
@@ -295,19 +292,5 @@ def _as_json(checkpoint: Checkpoint, release: Release | None) -> dict[str, Any]:
     return {**asdict(checkpoint), "hash": checkpoint.hash, "released": released}
 
 
-def _comparison(found: Comparison) -> dict[str, Any]:
-    content = asdict(found)
-    for kind, pairs in (("figures", found.figures), ("areas", found.areas)):
-        content[kind] = [{**asdict(pair), "difference": pair.difference} for pair in pairs]
-    return content
-
-
 def _digests(held: Sequence[str]) -> str:
     return held[0][:12] if len(held) == 1 else f"{len(held)} objects, {held[0][:12]} ..."
-
-
-def _bytes(text: str) -> int:
-    found = re.fullmatch(r"(\d+)\s*([A-Za-z]*)", text.strip())
-    if not found or found[2].upper() not in _UNITS or not int(found[1]):
-        raise InputError(refusal("--shard-size", f"found {text!r}", "write a number with KB, MB, GB or GiB"))
-    return int(found[1]) * _UNITS[found[2].upper()]

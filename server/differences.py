@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -51,6 +52,13 @@ class Comparison:
     parts: tuple[PartDistance, ...]
     only_first: tuple[str, ...]
     only_second: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data, with the difference of every pair."""
+        content = asdict(self)
+        for kind, pairs in (("figures", self.figures), ("areas", self.areas)):
+            content[kind] = [{**asdict(pair), "difference": pair.difference} for pair in pairs]
+        return content
 
 
 def compare(checkpoints: CheckpointFolder, first: Checkpoint, second: Checkpoint) -> Comparison:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,12 +17,26 @@ from typing import Any
 
 import numpy as np
 
-from pm1_core.errors import CheckpointError
+from pm1_core.errors import CheckpointError, InputError
 from pm1_core.validate import refusal
 
 _BLOCK = 2**22
 _NUMPY = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "I64": np.int64, "I32": np.int32}
 _ALIGNED = 8
+
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def bytes_of(text: str) -> int:
+    """A size in words as bytes. Raises InputError if it is none.
+
+    >>> bytes_of("5GB"), bytes_of("200 MiB")
+    (5000000000, 209715200)
+    """
+    found = re.fullmatch(r"(\d+)\s*([A-Za-z]*)", text.strip())
+    if not found or found[2].upper() not in _UNITS or not int(found[1]):
+        raise InputError(refusal("shard size", f"found {text!r}", "write a number with KB, MB, GB or GiB"))
+    return int(found[1]) * _UNITS[found[2].upper()]
 
 
 @dataclass(frozen=True)
