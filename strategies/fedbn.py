@@ -18,7 +18,7 @@ class FedBN(FedAvg):
     The paper keeps batch normalisation; here it is what a pattern says, normalisation layers by default. The
     global checkpoint holds those tensors as they began: a model for a site is the checkpoint and the site's own.
 
-    local: shell patterns of names of tensors, e.g. "*norm*", "fusion.input.fundus.*"
+    local: shell patterns of names of tensors, e.g. "*norm*", "fusion.inputs.fundus.*"
     """
 
     name: ClassVar[str | None] = "fedbn"
