@@ -114,7 +114,7 @@ class Delivery:
             participant: records.pack("order", {**facts, "request": spool.request, "object": digest})
             for participant, digest in asked.items()
         }
-        return self.exchange(requests, "query.release", "collection", self.timeout, keep)
+        return self.exchange(requests, "query.release", "collection", self.timeout, keep, at_once=1)
 
     def _lacking(self, member: Member, parts: Sequence[str], checkpoint: Checkpoint) -> list[str]:
         member.held &= {digest for held in checkpoint.parts.values() for digest in held}

@@ -23,6 +23,7 @@ T = TypeVar("T")
 
 _POLL_SECONDS = 0.2
 _SAY_SECONDS = 30.0
+_LOOK_SECONDS = 5.0
 _PULLED_AT_ONCE = 4
 _REMEMBERED = 10_000
 _REASON_LENGTH = 500
@@ -38,6 +39,9 @@ class Participant:
 
 Receive = Callable[[Participant, Message], None]
 """Takes one answer. What it raises as PM1Error is the site's failure."""
+
+Moved = Callable[[set[str]], Mapping[Participant, RecordDict]]
+"""Of sites that are waited for, those that came back as another node, with the request to send there."""
 
 
 class Exchange:
@@ -63,26 +67,34 @@ class Exchange:
         receive: Receive,
         enough: Callable[[], bool] = lambda: False,
         grace: float | None = None,
+        moved: Moved | None = None,
+        at_once: int = _PULLED_AT_ONCE,
     ) -> dict[str, str]:
         """Send each participant its request, hand every answer to `receive`, and return who failed and why.
 
         timeout: seconds until the exchange ends at the latest; an answer that is there by then is taken
         enough, grace: once `enough()` holds it ends after `grace` more seconds, if a grace is given
+        moved: asked now and then, while sites are waited for, which of them came back under another node
+        at_once: answers that may be in memory at a time
         """
         waiting: dict[str, Participant] = {}
         failures: dict[str, str] = {}
-        for participant, content in requests.items():
+
+        def send(participant: Participant, content: RecordDict) -> None:
             message = self.grid.create_message(content, kind, participant.node, group, ttl=timeout)
             (identifier,) = self.grid.push_messages([message])
             if identifier:
                 waiting[identifier] = participant
             else:
                 failures[participant.site] = "is not connected"
-        began = said = time.monotonic()
+
+        for participant, content in requests.items():
+            send(participant, content)
+        began = said = looked = time.monotonic()
         deadline = began + timeout
         while waiting:
             idle = True
-            for few in batched([*waiting], _PULLED_AT_ONCE):
+            for few in batched([*waiting], at_once):
                 for reply in self.grid.pull_messages(few):
                     idle = False
                     self._take(reply, group, waiting, failures, receive)
@@ -98,6 +110,12 @@ class Exchange:
                 said = now
                 names = ", ".join(sorted(participant.site for participant in waiting.values()))
                 log.info("%s: waiting for %s (%.0f of %.0f s)", group, names, now - began, deadline - began)
+            if waiting and moved is not None and now - looked > _LOOK_SECONDS:
+                for participant, content in moved({p.site for p in waiting.values()}).items():
+                    for identifier in [i for i, p in waiting.items() if p.site == participant.site]:
+                        self._overdue[identifier] = (waiting.pop(identifier), group)
+                    send(participant, content)
+                looked = time.monotonic()
             if waiting and idle:
                 time.sleep(_POLL_SECONDS)
         self._sweep()

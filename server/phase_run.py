@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 
 from pm1_core.checkpoint import Checkpoint, CheckpointFolder, part_of
 from pm1_core.errors import FederationError
@@ -172,6 +172,7 @@ class PhaseRun:
         needed = [*desk.checkpoints.state(checkpoint).selected(self.task.needs), *checkpoint.trained]
         held = [part for part in needed if part in checkpoint.parts]
         requests, failures = desk.delivery.prepare(members, held, checkpoint, question.facts)
+        nodes = {participant.site: participant.node for participant in requests}
         announced: dict[Participant, list[str]] = {}
         arrived: set[str] = set()
 
@@ -190,6 +191,13 @@ class PhaseRun:
             else:
                 checked(participant)
 
+        def moved(waiting: set[str]) -> dict[Participant, RecordDict]:
+            back = desk.roster.returned(checkpoint, {site: nodes[site] for site in waiting})
+            again, refused = desk.delivery.prepare(back, held, checkpoint, question.facts)
+            nodes.update({member.participant.site: member.participant.node for member in back})
+            failures.update(refused)
+            return again
+
         lost = desk.exchange(
             requests,
             question.kind,
@@ -198,6 +206,7 @@ class PhaseRun:
             receive,
             lambda: enough(arrived),
             desk.study.grace,
+            moved,
         )
         for site in lost:
             desk.roster.forget(site)

@@ -97,6 +97,17 @@ class Roster:
         connected = set(self._asked.values())
         return sorted(site for site in self.members if site in connected)
 
+    def returned(self, checkpoint: Checkpoint, waited_for: Mapping[str, int]) -> list[Member]:
+        """Sites that are waited for at a node (site -> node) and have come back as another one meanwhile.
+
+        A SuperNode without a key of its own is a new node after each start, and Flower lists the old one for
+        another minute.
+        """
+        if set(self.exchange.grid.get_node_ids()) - set(self._asked) - self._silent:
+            self.refresh(checkpoint)
+        found = [self.members[site] for site in sorted(waited_for) if site in self.members]
+        return [m for m in found if m.participant.node != waited_for[m.participant.site]]
+
     def _ask(self, checkpoint: Checkpoint, enough: Callable[[], bool]) -> None:
         facts: dict[str, records.Fact] = {
             "order": self._orders[0],

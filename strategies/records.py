@@ -4,16 +4,16 @@ coordinator -> site   "order": Order and signed Checkpoint as JSON    "objects":
 site -> coordinator   "site": its name, the request, further facts    "objects"    "figures": weight and metrics
 
 Tensors travel as the very bytes of their safetensors objects (pm1_core.objects), so that what is hashed, signed,
-stored and sent is one and the same.
+stored and sent is one and the same. An object is cut into pieces of raw bytes, "DIGEST.000000", "DIGEST.000001", ...:
+Flower copies an array several times on its way through a process, and small ones cost little.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
-import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from pm1_core.errors import FederationError
@@ -25,6 +25,9 @@ Facts = Mapping[str, Fact]
 INLINE_BYTES = 32 * 2**20
 """Objects of more bytes than this in all are sent one by one, each in a message of its own."""
 
+_PIECE_BYTES = 4 * 2**20
+_RAW = "pm1.raw"
+
 
 def pack(
     record: str,
@@ -34,7 +37,7 @@ def pack(
 ) -> RecordDict:
     """The content of a message: facts under `record` ("order" or "site"), objects by digest, and figures."""
     content = RecordDict({record: ConfigRecord(dict(facts))})
-    arrays = {digest: Array(np.frombuffer(data, np.uint8)) for digest, data in objects}
+    arrays = {name: array for digest, data in objects for name, array in _pieces(digest, data)}
     if arrays:
         content["objects"] = ArrayRecord(arrays)
     if figures is not None:
@@ -51,15 +54,25 @@ def facts_of(content: RecordDict, record: str) -> dict[str, Fact]:
     return dict(content.config_records[record])  # type: ignore[arg-type]
 
 
-def objects_of(content: RecordDict) -> Iterable[tuple[str, bytes]]:
-    """Digest and bytes of each object of a message. Raises FederationError if one is not made of bytes."""
-    for digest, array in content.array_records.get("objects", ArrayRecord()).items():
-        values = array.numpy()
-        if values.dtype != np.uint8 or values.ndim != 1:
+def objects_of(content: RecordDict) -> Iterator[tuple[str, bytes]]:
+    """Digest and bytes of each object of a message. Raises FederationError if one is not made of whole pieces."""
+    record = content.array_records.get("objects", ArrayRecord())
+    held: dict[str, list[str]] = {}
+    for name in sorted(record):
+        digest, _, number = name.rpartition(".")
+        if number != f"{len(held.setdefault(digest, [])):06d}" or record[name].stype != _RAW:
             raise FederationError(
-                refusal(f"object {digest[:12]}", f"found {values.dtype} {values.shape}", "send its bytes")
+                refusal(f"object {name[:20]!r}", "it is no piece", "send its bytes in pieces")
             )
-        yield digest, values.tobytes()
+        held[digest].append(name)
+    for digest, names in held.items():
+        yield digest, b"".join(record[name].data for name in names)
+
+
+def _pieces(digest: str, data: bytes) -> Iterator[tuple[str, Array]]:
+    for number, start in enumerate(range(0, len(data), _PIECE_BYTES)):
+        piece = data[start : start + _PIECE_BYTES]
+        yield f"{digest}.{number:06d}", Array(dtype="uint8", shape=(len(piece),), stype=_RAW, data=piece)
 
 
 def figures_of(content: RecordDict) -> dict[str, float]:
