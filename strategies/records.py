@@ -4,8 +4,8 @@ coordinator -> site   "order": Order and signed Checkpoint as JSON    "objects":
 site -> coordinator   "site": its name, the request, further facts    "objects"    "figures": weight and metrics
 
 Tensors travel as the very bytes of their safetensors objects (pm1_core.objects), so that what is hashed, signed,
-stored and sent is one and the same. An object is cut into pieces of raw bytes, "DIGEST.000000", "DIGEST.000001", ...:
-Flower copies an array several times on its way through a process, and small ones cost little.
+stored and sent is one and the same. An object is cut into pieces of raw bytes, "DIGEST.000000" and so on: Flower
+copies an array several times on its way through a process, and small ones cost little.
 """
 
 from __future__ import annotations
