@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 
+import server.cli
 from pm1_core.checkpoint import Checkpoint, CheckpointFolder
 from pm1_core.gates import Gates
 from pm1_core.signing import Signer, Trust, public_file
-from server.registry import KEY, STUDY
+from server.registry import KEY, STUDY, Registry
+from server.releases import Release
 from server.study import Phase, Study
 
 AREAS = {
@@ -21,6 +23,7 @@ AREAS = {
     "gout.all": {"auc": 0.66, "cases": 40.0, "controls": 980.0},
     "gout.sex=F": {"auc": 0.31, "cases": 8.0, "controls": 500.0},
 }
+WORSE = {**AREAS, "diabetes.all": {"auc": 0.75, "cases": 120.0, "controls": 900.0}}
 FUNDUS: dict[str, Any] = {
     "image": 32, "patch": 8, "width": 24, "depth": 2, "heads": 2, "decoder_width": 16, "decoder_depth": 1,
     "decoder_heads": 2, "lora_rank": 2, "base": None, "base_sha256": None, "base_seed": 3,
@@ -80,3 +83,21 @@ def whole_run(folder: Path, gates: Gates | None = None, areas: Mapping[str, Any]
     metrics = {"all": {"validation.loss": 0.5, "test.loss": 0.6}, "leeds": {"validation.loss": 0.4}}
     run.save("fusion", 2, tensors("fusion", 2), areas=areas, metrics=metrics)
     return run
+
+
+def promote(run: Run, name: str = "latest") -> Release:
+    """Release a checkpoint of `run` under its own key."""
+    registry = Registry(run.folder)
+    checkpoint = registry.find(name)
+    return registry.promote(checkpoint, run.study.gates, run.signer, "A. Example", "end of the study")[0]
+
+
+def later(run: Run, areas: Mapping[str, Any] = AREAS) -> Checkpoint:
+    """The last phase of `run` once more: another checkpoint with figures."""
+    number = (run.checkpoints.sequences() or [0])[-1]
+    return run.save("fusion", 2, tensors("fusion", number + 1.0), areas=areas)
+
+
+def command(*arguments: object) -> int:
+    """The exit code of `pm1-server checkpoints ...`."""
+    return server.cli.main(["checkpoints", *map(str, arguments)])
