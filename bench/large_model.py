@@ -5,13 +5,11 @@ python -m bench.large_model [paper|small]     needs some 60 GB of disk and half 
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import sys
 import threading
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +51,12 @@ def round_over_processes(scratch: Path, size: str = "paper") -> dict[str, Any]:
         }
         for name, store in stores.items()
     }
-    options = {"study": scratch / "study.json", "definition": scratch / "tables" / "study.yaml", "run": run, "key": key}
+    options = {
+        "study": scratch / "study.json",
+        "definition": scratch / "tables" / "study.yaml",
+        "run": run,
+        "key": key,
+    }
     began = time.perf_counter()
     with Deployment(scratch / "deployment", sites, database=False) as deployment:
         number = deployment.submit({**{name: str(path) for name, path in options.items()}, "tasks": "shift"})
@@ -77,7 +80,8 @@ def round_over_processes(scratch: Path, size: str = "paper") -> dict[str, Any]:
         "peak_bytes": {" ".join(name): peak for name, peak in sorted(peaks.items())} | {"together": together},
         "ratios": {
             "run to loopback copy of what travelled": seconds / copied,
-            "coordinator's peak to model": max(p for n, p in peaks.items() if n[1] == "flwr-serverapp") / model,
+            "coordinator's peak to model": max(p for n, p in peaks.items() if n[1] == "flwr-serverapp")
+            / model,
         },
     }
 
@@ -85,6 +89,7 @@ def round_over_processes(scratch: Path, size: str = "paper") -> dict[str, Any]:
 def _copy_over_loopback(size: int) -> float:
     """Seconds to send `size` bytes through a TCP connection of this machine."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
+
         def send() -> None:
             block = memoryview(os.urandom(_BLOCK))
             with socket.create_connection(listener.getsockname()) as stream:

@@ -45,7 +45,9 @@ def plain_loop(
                 modality = task.modality_of(name)  # noqa: B023
                 return update.examples.get(modality, 0.0) if modality else update.weight
 
-            whole = {s: Update({**tensors, **u.tensors}, u.weight, {}, by_modality[s]) for s, u in updates.items()}
+            whole = {
+                s: Update({**tensors, **u.tensors}, u.weight, {}, by_modality[s]) for s, u in updates.items()
+            }
             folded = dict(strategy.aggregate(number, tensors, Gathered(whole, weigh)))
             tensors = dict(task.advance(number, tensors, {**tensors, **folded}))
         for site, store in members.items():

@@ -58,6 +58,7 @@ class Work(Site):
         if held is not None:
             return self.outbox.answer(held, again=True)
         order, received = request.order, self.received()
+        self._take_back(order)
         before = self._figures(task, request, [Split.VALIDATION]) if self.facts.get("validate") else {}
         with Meter() as meter:
             update = methods.train(task, self.store, order, self.state(), received, self.memory())
@@ -119,6 +120,17 @@ class Work(Site):
                 task, self.store, order, state, received, self.memory(), split, after
             ).items()
         }
+
+    def _take_back(self, order: Order) -> None:
+        """What was remembered together with an update is forgotten if that update was refused or came too late.
+
+        The checkpoint tells, in the clear, whose updates it holds: a control variate that the others never heard
+        of, or a residual of something that was not said, must not be gone on with.
+        """
+        counted = self.checkpoint.sites
+        if self.checkpoint.round and counted and self.store.site not in counted:
+            for kind in ("control", "residual"):
+                Memory(self.memory(), order).drop(kind)
 
     def _encoded(
         self, task: Task, order: Order, tensors: Tensors, received: Tensors

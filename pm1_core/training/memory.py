@@ -69,6 +69,10 @@ class Memory:
             if number not in kept:
                 self._file(kind, number).unlink(missing_ok=True)
 
+    def drop(self, kind: str) -> None:
+        """Forget what the round before the order's left: its update did not count."""
+        self._file(kind, self._round - 1).unlink(missing_ok=True)
+
     def _rounds(self, kind: str) -> list[int]:
         files = self._file(kind, 0).parent.glob(f"[0-9]*{_SUFFIX}")
         return sorted(int(file.name.removesuffix(_SUFFIX)) for file in files)
