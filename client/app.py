@@ -47,6 +47,7 @@ def from_node_config(context: Context) -> SitePaths:
         folder=str(config["folder"]),
         trust=str(config["trust"]),
         tasks=tuple(name for name in str(config.get("tasks", "")).split(",") if name),
+        alone=bool(config.get("alone", True)),
     )
 
 

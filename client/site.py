@@ -40,12 +40,14 @@ class SitePaths:
 
     trust: file of the coordinator's public key; a site loads no checkpoint that it did not sign
     tasks: names of tasks of installed packages that this site agrees to run, beside PM1's own
+    alone: no other site works on this machine, so that its energy is this site's
     """
 
     store: str
     folder: str
     trust: str
     tasks: tuple[str, ...] = ()
+    alone: bool = False
 
 
 class LackingError(PM1Error):

@@ -64,7 +64,7 @@ class Work(Site):
             update = methods.train(task, self.store, order, self.state(), received, self.memory())
         figures = {"weight": update.weight, **update.metrics, **before}
         figures |= {f"weight.{modality}": count for modality, count in update.examples.items()}
-        if meter.joules is not None:
+        if meter.joules is not None and self.paths.alone:
             figures["energy_joules"] = meter.joules
         release = self.outbox.keep(
             request.digest,

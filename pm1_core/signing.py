@@ -54,6 +54,7 @@ class Signer:
             serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
         )
         atomic.write_bytes(public_file(path), public)
+        public_file(path).chmod(0o644)
         atomic.write_bytes(path, private)  # mkstemp gives it mode 0600
         return Signer(key)
 

@@ -45,6 +45,7 @@ class InProcessGrid(Grid):
                     "folder": paths.folder,
                     "trust": paths.trust,
                     "tasks": ",".join(paths.tasks),
+                    "alone": paths.alone,
                 },
             )
             for node, paths in enumerate(sites, start=2)
