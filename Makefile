@@ -8,7 +8,7 @@ STAMP := $(VENV)/installed
 export FLWR_TELEMETRY_ENABLED := 0
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help simulate simulate-real test test-fast check format clean
+.PHONY: help simulate simulate-real test test-fast bench check format clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -35,6 +35,11 @@ test: $(STAMP)  ## the whole test suite
 
 test-fast: $(STAMP)  ## without the slow tests
 	@$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+bench: $(STAMP)  ## ratios against named peers, an hour; writes bench/results.json and docs/benchmarks.md
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation \
+		--editable bench/shift
+	@OMP_NUM_THREADS=1 PYTHONPATH=tests/federation $(BIN)/python -m bench
 
 check: $(STAMP)  ## lint, types, import floors
 	@$(BIN)/ruff check .

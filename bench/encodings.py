@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bench.report import scratch_folder, show
+from bench.report import keep, scratch_folder, show
 from configs import compose
 from pm1_core.checkpoint import CheckpointFolder
 from pm1_core.encoding import ENCODINGS
@@ -76,4 +76,6 @@ def _figure(folder: Path, phase: str, name: str) -> float:
 
 if __name__ == "__main__":
     with scratch_folder() as place:
-        show(encodings(place))
+        measured = encodings(place)
+    keep("encodings", measured)
+    show(measured)

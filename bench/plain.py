@@ -1,4 +1,4 @@
-"""The peer of a simulation: the same training in a plain loop, without messages, checkpoints or files of its own."""
+"""The peer of a simulation: the same training in a plain loop, without messages, checkpoints or own files."""
 
 from __future__ import annotations
 

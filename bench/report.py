@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,18 +21,21 @@ RESULTS = Path(__file__).parent / "results.json"
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
     """A folder that is gone afterwards."""
+    machine()
     with tempfile.TemporaryDirectory(prefix="pm1-bench-") as place:
         yield Path(place)
 
 
+@cache
 def machine() -> dict[str, Any]:
-    """What a ratio has to be read with."""
+    """What a ratio has to be read with; the load is that at the first call."""
     memory = int(Path("/proc/meminfo").read_text().split()[1]) / 2**20
     models = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
     return {
         "processor": models[0] if models else platform.processor(),
         "cores": len(models),
         "memory_gib": round(memory, 1),
+        "load": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("torch", "flwr", "numpy")},
     }

@@ -71,7 +71,7 @@ def simulated(study: Study, stores: dict[str, Path], folder: Path, ray: bool = F
 
 
 def logistic(scratch: Path) -> dict[str, Any]:
-    """Seconds of plain loop, simulation in process and Flower's on Ray; the same weights come out of the first two."""
+    """Seconds of plain loop, simulation in process (with the same weights in the end), and Flower's on Ray."""
     stores, study = prepared(scratch / "tables", sites=4, rows=300), logistic_study()
     seconds: dict[str, list[float]] = {"plain": [], "in process": []}
     for turn in range(REPEATS):
