@@ -23,7 +23,7 @@ Examples
   pm1-site check /data/site.yaml
   pm1-site prepare /data/site.yaml store=/data/store
 The store is what the site's Flower client reads:
-  flower-supernode ... --node-config 'store="/data/store" folder="/state"'"""
+  flower-supernode ... --node-config 'store="/data/store" folder="/state" trust="/etc/pm1/coordinator.pem.pub"'"""
 
 
 def parser() -> argparse.ArgumentParser:

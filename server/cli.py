@@ -19,7 +19,8 @@ Examples
   pm1-server key runs/first/keys/coordinator.pem
   pm1-server checkpoints verify runs/ukb_eyepacs-small
 A resolved study runs on real sites through Flower:
-  flwr run . --run-config 'study="/srv/study.json" definition="/srv/study.yaml" run="/srv/runs/first"'"""
+  flwr run . --run-config 'study="/srv/study.json" definition="/srv/study.yaml" run="/srv/runs/first"
+    key="/srv/runs/first/keys/coordinator.pem"'"""
 
 
 def parser() -> argparse.ArgumentParser:
