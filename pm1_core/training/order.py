@@ -14,6 +14,9 @@ from pm1_core.encoding import ENCODINGS
 from pm1_core.errors import InputError
 from pm1_core.validate import refusal, require_choice, require_keys, require_range
 
+_KINDS: Mapping[str, type] = {"round": int, "rounds": int, "seed": int, "parameters": dict, "method": dict}
+"""What JSON has to hold under a key of an order; text under all others."""
+
 
 @dataclass(frozen=True)
 class Order:
@@ -56,10 +59,16 @@ class Order:
         """Read what `to_json` wrote. Raises InputError on anything else."""
         try:
             content = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(refusal("order", f"found no JSON ({error})", "send Order.to_json()")) from None
         names = ("phase", "task", "round", "rounds", "seed", "parameters")
-        return Order(**require_keys("order", content, names, ("method", "encoding")))
+        given = require_keys("order", content, names, ("method", "encoding"))
+        for name, value in given.items():
+            kind = _KINDS.get(name, str)
+            if not isinstance(value, kind) or isinstance(value, bool):
+                found = f"found {type(value).__name__}"
+                raise InputError(refusal(f"order, key {name!r}", found, f"send {kind.__name__}"))
+        return Order(**given)
 
 
 def derived_seed(seed: int, *purpose: str | int) -> int:

@@ -164,7 +164,7 @@ def test_a_site_that_comes_back_with_an_empty_disk_gets_what_it_lacks(
 
     deeds = {} if connected else {("east", "train", "phenotype", 2): unruly.dies}
     grid = UnrulyGrid(stores, tmp_path, deeds, lose)
-    latest = run(stores, tmp_path, short_study({"rounds": 3}), grid)
+    latest = run(stores, tmp_path, short_study({"rounds": 4}), grid)
     why = "node is unavailable" if not connected else "1 objects are not here"
     assert why in phases(tmp_path)["phenotype"]["lost"]["round 2"]["east"]
     assert set(latest.sites) == {"east", "south", "west"}
