@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import hashlib
+import io
 import json
 import logging
 import os
+import resource
 import shutil
 import signal
 from collections.abc import Iterator
@@ -27,6 +31,7 @@ from client.site import SitePaths
 from client.work import Work
 from pm1_core import atomic
 from pm1_core.checkpoint import Checkpoint, CheckpointFolder
+from pm1_core.command import guarded
 from pm1_core.training.tasks.phenotype import PhenotypeTask
 from pm1_core.update import Update
 from server.study import Study
@@ -218,3 +223,40 @@ def fresh(source: Path, target: Path) -> Path:
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(source, target)
     return target
+
+
+def on_a_disk(
+    stores: dict[str, str], before: str, folder: str, phase: dict[str, Any], disk: dict[str, Any]
+) -> dict[str, Any]:
+    """Go on with the short run in `before` on a disk of a mount namespace of its own; folder/after is what it left.
+
+    disk: {"tmpfs": kilobytes beyond what the run takes so far}, {"read_only": true} or {"file_size": bytes}
+    """
+    import short  # it takes what is above
+
+    place = Path(folder) / "disk"
+    place.mkdir()
+    if "file_size" not in disk:
+        libc = ctypes.CDLL(None, use_errno=True)
+        user, group = os.getuid(), os.getgid()
+        if libc.unshare(0x10020000):  # CLONE_NEWUSER | CLONE_NEWNS
+            return {"skipped": f"no namespace of its own ({os.strerror(ctypes.get_errno())})"}
+        for name, text in (("setgroups", "deny"), ("uid_map", f"0 {user} 1"), ("gid_map", f"0 {group} 1")):
+            Path(f"/proc/self/{name}").write_text(text)
+        size = sum(-(-file.stat().st_size // 4096) * 4 for file in Path(before).rglob("*") if file.is_file())
+        limit = f"size={size + disk.get('tmpfs', 10**5)}k".encode()
+        if libc.mount(b"none", str(place).encode(), b"tmpfs", 0, limit):
+            return {"skipped": f"cannot mount ({os.strerror(ctypes.get_errno())})"}
+    shutil.copytree(before, place / "run")
+    if "read_only" in disk and libc.mount(b"none", str(place).encode(), b"tmpfs", 33, None):
+        return {"skipped": f"cannot remount ({os.strerror(ctypes.get_errno())})"}  # MS_REMOUNT | MS_RDONLY
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    if "file_size" in disk:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (disk["file_size"], unlimited))
+    paths = {site: Path(store) for site, store in stores.items()}
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        code = guarded("pm1-server", lambda: short.run(paths, place / "run", short.short_study(phase)))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (unlimited, unlimited))
+    shutil.copytree(place / "run", Path(folder) / "after")
+    return {"code": code, "said": said.getvalue()}
