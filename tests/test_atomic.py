@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 import subprocess
 import sys
@@ -59,6 +61,31 @@ def test_left_overs_of_a_killed_process_are_swept_by_the_next(tmp_path: Path) ->
     with atomic.whole_folder(tmp_path / "thing") as beside:
         (beside / "a").write_text("whole")
     assert [path.name for path in tmp_path.iterdir()] == ["thing"]
+
+
+def test_only_what_dead_processes_left_beside_a_file_is_swept(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", _WRITER, str(tmp_path / "thing"), "file"], check=False)
+    (left,) = tmp_path.glob(".thing.*")
+    alive = tmp_path / f".thing.{os.getppid()}.abc{left.suffix}"
+    alive.write_text("another process is writing this")
+    former = tmp_path / f".thing.{os.getpid()}.abc{left.suffix}"
+    former.write_text("of a process that had this number before")
+    (tmp_path / ".hidden").write_text("somebody else's")
+    atomic.sweep(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted([alive, tmp_path / ".hidden"])
+
+
+def test_an_error_says_which_file_could_not_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="thing") as caught:
+        atomic.write_text(tmp_path / "thing", "new")
+    assert caught.value.filename == str(tmp_path / "thing")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_error_inside_leaves_the_old_folder_and_nothing_beside(tmp_path: Path) -> None:
