@@ -47,8 +47,16 @@ def from_node_config(context: Context) -> SitePaths:
         folder=str(config["folder"]),
         trust=str(config["trust"]),
         tasks=tuple(name for name in str(config.get("tasks", "")).split(",") if name),
-        alone=bool(config.get("alone", True)),
+        alone=str(config.get("alone", True)).lower() == "true",
+        threads=_threads(config.get("threads", 0)),
     )
+
+
+def _threads(value: object) -> int:
+    if not str(value).isdecimal():
+        remedy = "give a whole number of cores, 0 leaves it to torch"
+        raise ConfigError(refusal("--node-config, threads", f"found {value!r}", remedy))
+    return int(str(value))
 
 
 def make_app(locate: Callable[[Context], SitePaths]) -> ClientApp:

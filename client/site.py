@@ -41,6 +41,7 @@ class SitePaths:
     trust: file of the coordinator's public key; a site loads no checkpoint that it did not sign
     tasks: names of tasks of installed packages that this site agrees to run, beside PM1's own
     alone: no other site works on this machine, so that its energy is this site's
+    threads: cores that training uses; 0 leaves it to torch
     """
 
     store: str
@@ -48,6 +49,7 @@ class SitePaths:
     trust: str
     tasks: tuple[str, ...] = ()
     alone: bool = False
+    threads: int = 0
 
 
 class LackingError(PM1Error):

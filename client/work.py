@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from flwr.app import RecordDict
 
 from client.site import LackingError, Site
@@ -58,6 +59,8 @@ class Work(Site):
         if held is not None:
             return self.outbox.answer(held, again=True)
         order, received = request.order, self.received()
+        if self.paths.threads:
+            torch.set_num_threads(self.paths.threads)
         self._take_back(order)
         before = self._figures(task, request, [Split.VALIDATION]) if self.facts.get("validate") else {}
         with Meter() as meter:

@@ -7,6 +7,7 @@ again, do without it (`without_sync`).
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -100,6 +101,21 @@ def append_lines(path: Path, lines: Sequence[str]) -> None:
 def whole_lines(path: Path) -> list[str]:
     """The lines of a file that were written to their end; what follows the last line feed is left out."""
     return path.read_text(errors="replace").split("\n")[:-1]
+
+
+@contextmanager
+def locked(path: Path, remedy: str) -> Iterator[None]:
+    """Hold the lock file `path` while the block runs; it is free again when the process ends, however that is.
+
+    Raises StateError with `remedy` if another process, or another thread of this one, holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StateError(refusal(path.parent, "another process works in it", remedy)) from None
+        yield
 
 
 def name_file(error: OSError, path: Path) -> None:

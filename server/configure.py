@@ -93,7 +93,8 @@ def own_parameters(name: str, phase: Mapping[str, Any]) -> Mapping[str, Any]:
 def fusion_model(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fusion transformer's sizes; a modality whose encoder no phase trains has tokens of width 1.
 
-    Raises ConfigError if a token width is not that of its encoder.
+    A study that starts from a release has its encoders from there. Raises ConfigError if a token width is not
+    that of its encoder.
     """
     model, tasks = config["model"], {phase["task"] for phase in config["study"]["phases"].values()}
     sizes = dict(model["fusion"])
@@ -105,6 +106,6 @@ def fusion_model(config: Mapping[str, Any]) -> dict[str, Any]:
                     f"key 'model.fusion.{part}_width'", f"found {found}", f"use model.{part}.{key} = {wanted}"
                 )
             )
-        if part not in tasks:
+        if part not in tasks and not config.get("start_from"):
             sizes[f"{part}_width"] = 1
     return sizes

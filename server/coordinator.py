@@ -53,8 +53,14 @@ class Coordinator:
         """Run what is left of the study and return its last checkpoint.
 
         Continues after the newest checkpoint in `folder`. Raises CheckpointError if that belongs to another
-        study, FederationError if a phase finds too few sites.
+        study, StateError if another coordinator works in the folder, FederationError if a phase finds too few
+        sites.
         """
+        remedy = "wait until it has ended; a ServerApp outlives its SuperLink by some seconds"
+        with atomic.locked(self.folder / "lock", remedy):
+            return self._run()
+
+    def _run(self) -> Checkpoint:
         checkpoints = CheckpointFolder(self.folder / "checkpoints", self.signer)
         require_origin(checkpoints, self.study.start_from)
         latest = checkpoints.latest()

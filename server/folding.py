@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from pm1_core.checkpoint import State, part_of
-from pm1_core.errors import FederationError, StateError
+from pm1_core.errors import CheckpointError, FederationError, StateError
 from pm1_core.objects import Reader
 from pm1_core.training.tasks import Task
 from pm1_core.update import Tensors
@@ -61,17 +61,24 @@ def advanced(task: Task, number: int, before: Reader, folded: Pairs) -> Pairs:
 def start_of(task: Task, state: State, seed: int) -> Tensors:
     """What a phase starts from: the part as it is, if it has been trained before, else the task's first tensors.
 
-    A study that starts from a released checkpoint goes on with its parts in this way. Sums begin anew.
+    A study that starts from a released checkpoint goes on with its parts in this way. Sums begin anew. Raises
+    CheckpointError if the part has other tensors than the task.
     """
     initial = task.initial(state, seed)
-    held = all(
-        part_of(name) in state.parts
-        and name in state.part(part_of(name))
-        and state.part(part_of(name)).shape(name) == array.shape
-        for name, array in initial.items()
-    )
-    if task.aggregation == "sum" or not held:
+    parts = {part_of(name) for name in initial}
+    if task.aggregation == "sum" or not parts <= set(state.parts):
         return initial
+    for name, array in initial.items():
+        part = state.part(part_of(name))
+        found = part.shape(name) if name in part else None
+        if found != array.shape:
+            raise CheckpointError(
+                refusal(
+                    f"tensor {name!r} of the checkpoint that this phase goes on with",
+                    f"found {f'shape {found}' if found else 'no such tensor'}, not shape {array.shape}",
+                    "use the sizes that it was trained with",
+                )
+            )
     return {name: state[name] for name in initial}
 
 

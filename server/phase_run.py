@@ -56,6 +56,11 @@ class Question:
         return records.request_digest(self.kind, self.order, self.checkpoint.hash)
 
     @property
+    def round(self) -> int:
+        """The round that is trained, or whose model is evaluated."""
+        return self.checkpoint.round + (self.kind == "train")
+
+    @property
     def facts(self) -> dict[str, records.Fact]:
         """What travels of it."""
         manifest = self.checkpoint.to_json()
@@ -201,7 +206,7 @@ class PhaseRun:
         lost = desk.exchange(
             requests,
             question.kind,
-            f"{self.phase.name}, {question.kind} {checkpoint.round + 1}",
+            f"{self.phase.name}, {question.kind} {question.round}",
             desk.study.timeout,
             receive,
             lambda: enough(arrived),

@@ -7,6 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from hospitals import prepare_hospitals
+from hypothesis import settings
+
+# How long an example takes is up to what else the machine does.
+settings.register_profile("suite", deadline=None)
+settings.load_profile("suite")
 
 
 @pytest.fixture(autouse=True, scope="session")
