@@ -89,7 +89,7 @@ def logistic(scratch: Path) -> dict[str, Any]:
 
 
 def small(scratch: Path) -> dict[str, Any]:
-    """The study of `make simulate` at size small, its federated training alone, beside the plain loop."""
+    """The study of `make simulate` with two chromosomes, its federated training, beside the plain loop."""
     config = compose.load(
         "simulation", [f"cohorts={scratch / 'cohorts'}", "baselines=false", "compare=false"]
     )
@@ -105,7 +105,7 @@ def small(scratch: Path) -> dict[str, Any]:
     return _result(seconds, {})
 
 
-def many(scratch: Path, counts: tuple[int, ...] = (200, 2000)) -> dict[str, Any]:
+def many(scratch: Path, counts: tuple[int, ...] = (100, 1000)) -> dict[str, Any]:
     """Peak memory of processes that simulate some hundred and some thousand sites, beside one that imports."""
     prepared(scratch / "tables", sites=max(counts), rows=12)
     found: dict[str, Any] = {"peak_mib": {}, "seconds_a_site_round": {}}

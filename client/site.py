@@ -67,7 +67,8 @@ class Site:
         self.paths = paths
         self.store = _open(paths.store)
         self.facts = records.facts_of(content, "order")
-        self.checkpoint = self._trusted(records.text_of(self.facts, "checkpoint"))
+        self._manifest = records.text_of(self.facts, "checkpoint")
+        self.checkpoint = _trusted(self._manifest, paths.trust)
         self.folder = Path(paths.folder) / "studies" / self.checkpoint.config[:16]
         self.objects = ObjectStore(self.folder / "parts")
         self.outbox = Outbox(self.store.site, Path(paths.folder) / "outbox.jsonl", self.folder / "releases")
@@ -110,13 +111,6 @@ class Site:
         wanted = {digest for part in parts for digest in self.checkpoint.parts[part]}
         return sorted(digest for digest in wanted if digest not in self.objects)
 
-    def _trusted(self, text: str) -> Checkpoint:
-        """The checkpoint of a request. Raises CheckpointError unless the coordinator signed it."""
-        checkpoint = Checkpoint.from_json(text, "request")
-        where = f"checkpoint {checkpoint.sequence} of study {checkpoint.study!r}"
-        _trust(self.paths.trust).require(where, checkpoint.signed_bytes, checkpoint.signature)
-        return checkpoint
-
     def _receive(self, content: RecordDict, passing: bool) -> dict[str, np.ndarray] | None:
         """Keep the objects that came along, but for the round's own if `passing` and all of them did."""
         named = {digest for held in self.checkpoint.parts.values() for digest in held}
@@ -141,9 +135,8 @@ class Site:
         """Keep the manifest, and of older objects only what it names."""
         named = {digest for held in self.checkpoint.parts.values() for digest in held}
         manifest = self.folder / "checkpoint.json"
-        text = self.checkpoint.to_json() + "\n"
-        if not manifest.exists() or manifest.read_text() != text:
-            atomic.write_text(manifest, text)
+        if not manifest.exists() or manifest.read_text() != self._manifest:
+            atomic.write_text(manifest, self._manifest)
             for file in self.objects.folder.glob("*.safetensors"):
                 if file.stem not in named:
                     file.unlink(missing_ok=True)
@@ -154,6 +147,18 @@ class Site:
 @lru_cache(maxsize=64)
 def _open(store: str) -> Store:
     return Store.open(Path(store))
+
+
+@lru_cache(maxsize=4)
+def _trusted(text: str, trust: str) -> Checkpoint:
+    """The checkpoint of a request. Raises CheckpointError unless the coordinator signed it.
+
+    Cached for simulations, where thousands of sites in one process get the same text.
+    """
+    checkpoint = Checkpoint.from_json(text, "request")
+    where = f"checkpoint {checkpoint.sequence} of study {checkpoint.study!r}"
+    _trust(trust).require(where, checkpoint.signed_bytes, checkpoint.signature)
+    return checkpoint
 
 
 @lru_cache(maxsize=8)

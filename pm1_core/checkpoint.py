@@ -16,6 +16,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,7 @@ class Checkpoint:
     signer: str = ""
     signature: str = ""
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """SHA-256 over the canonical JSON of everything that does not depend on the machine."""
         content = asdict(self)

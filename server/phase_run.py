@@ -27,6 +27,9 @@ from server.study import Phase, Study
 from server.updates import Expected, Spooled, far_beyond
 from strategies import Strategy, records
 
+_SITES_NAMED = 100
+"""Figures of more sites than this stay in metrics.jsonl: every site gets the manifest with every request."""
+
 
 @dataclass(frozen=True)
 class Desk:
@@ -281,7 +284,8 @@ class PhaseRun:
         desk.journal.write(draft.sequence, phase.name, phase.rounds, None, everybody, 0.0, seconds)
         sums = summed({site: spool.tensors(site) for site in figures})
         spool.clear()
-        return {"metrics": {"all": everybody, **figures}, "areas": areas(sums)}
+        named = figures if len(figures) <= _SITES_NAMED else {}
+        return {"metrics": {"all": everybody, **named}, "areas": areas(sums)}
 
     def _manifest(self, number: int) -> dict[str, object]:
         study = self.desk.study
