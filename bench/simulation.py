@@ -90,9 +90,12 @@ def logistic(scratch: Path) -> dict[str, Any]:
 
 def small(scratch: Path) -> dict[str, Any]:
     """The study of `make simulate` with two chromosomes, its federated training, beside the plain loop."""
-    config = compose.load(
-        "simulation", [f"cohorts={scratch / 'cohorts'}", "baselines=false", "compare=false"]
-    )
+    overrides = [
+        f"cohorts={scratch / 'cohorts'}",
+        "test_people=0",
+        "study.phases.genotype.chromosomes=[21,22]",
+    ]
+    config = compose.load("simulation", overrides)
     workspace = simulated_workspace(config, Stages())
     study, stores = build_study(config), dict(workspace.stores)
     began = time.perf_counter()

@@ -68,6 +68,7 @@ class Roster:
         self._asked: dict[int, str] = {}
         self._new: set[int] = set()
         self._silent: set[int] = set()
+        self._unwritten = False
         self._displaced: dict[int, str] = {}
         self._strange: dict[int, tuple[str, str]] = {}
         if file.exists():
@@ -130,6 +131,10 @@ class Roster:
             lambda: fresh <= heard and enough(),
             _SILENT_SECONDS,
         )
+        if self._unwritten:
+            said = {s: {"counts": one.counts, "refused": one.refused} for s, one in self.members.items()}
+            atomic.write_json(self.file, said)
+            self._unwritten = False
         for participant in asked:
             if participant.site in failures:
                 self._strange[participant.node] = (participant.site, failures[participant.site])
@@ -241,10 +246,7 @@ class Roster:
             log.warning("%s: its numbers of people have changed since it was last here", name)
         self.members[member.participant.site] = member
         if known is None or (known.counts, known.refused) != (member.counts, member.refused):
-            said = {
-                site: {"counts": one.counts, "refused": one.refused} for site, one in self.members.items()
-            }
-            atomic.write_json(self.file, said)
+            self._unwritten = True
 
     def _enter(self, member: Member, phase: str, counts: Mapping[str, object]) -> None:
         if "refused" in counts:

@@ -9,12 +9,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import safetensors.numpy
 import unruly
 from short import LAST, last_round, phases, run, short_study
 from unruly import Deed, UnrulyGrid
 
 import server.exchange
+import strategies
 from pm1_core.checkpoint import CheckpointFolder
 from pm1_core.errors import FederationError
 
@@ -222,3 +225,37 @@ def test_nobody_waits_long_for_a_node_that_never_says_what_it_has(
     assert set(latest.sites) == {"south", "west"}
     assert "no answer" in phases(tmp_path)["phenotype"]["absent"]["node 3"]
     assert sum(waits) < 60  # the node is there all the time; only the first question is waited for
+
+
+def test_a_site_that_is_killed_in_a_round_and_comes_back_as_another_node_is_asked_there(
+    stores: dict[str, Path], begun: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a key of its own a SuperNode is a new node after each start; Flower lists both for a minute."""
+    monkeypatch.setattr(server.exchange, "_LOOK_SECONDS", 0.0)
+    plain = run(stores, shutil.copytree(begun, tmp_path / "plain"))
+    folder = shutil.copytree(begun, tmp_path / "run")
+    grid = UnrulyGrid(stores, folder, {("east", *LAST): unruly.moves})
+    latest = run(stores, folder, short_study(timeout=30.0), grid)
+    assert latest.parts == plain.parts
+    assert latest.sites == plain.sites
+
+
+def test_what_went_with_an_update_that_came_too_late_is_taken_back(
+    stores: dict[str, Path], tmp_path: Path
+) -> None:
+    """SCAFFOLD's common variate stays the mean of the sites' own, weighted by their examples."""
+    study = short_study({"rounds": 3}, strategy=strategies.build({"name": "scaffold"}).options())
+    grid = UnrulyGrid(stores, tmp_path, {("east", "train", "phenotype", 1): unruly.is_late})
+    run(stores, tmp_path, study, grid)
+    checkpoints = CheckpointFolder(tmp_path / "checkpoints")
+    held = [checkpoints.load(number) for number in checkpoints.sequences()]
+    second = next(made for made in held if (made.phase, made.round) == ("phenotype", 2))
+    assert set(second.sites) == set(stores)
+    common, whole = checkpoints.state(second), sum(second.sites.values())
+    own = {}
+    for site in stores:
+        (file,) = (tmp_path / "sites" / site).glob("studies/*/memory/control.phenotype/000002.safetensors")
+        own[site] = safetensors.numpy.load_file(file)
+    for name in own["east"]:
+        mean = sum(own[site][name] * (weight / whole) for site, weight in second.sites.items())
+        np.testing.assert_allclose(common[f"control.{name}"], mean, atol=1e-5)

@@ -170,3 +170,16 @@ def copied_store(store: Path, target: Path, site: str) -> Path:
     described = json.loads((target / "store.json").read_text())
     (target / "store.json").write_text(json.dumps({**described, "site": site}))
     return target
+
+
+def moves(grid: UnrulyGrid, message: Message) -> list[Message]:
+    """The node dies with the request, and the site is there at once as another one; both are listed."""
+    node = message.metadata.dst_node_id
+    if node >= _MOVED:
+        return [grid.honest(message)]
+    grid.sites[node + _MOVED] = grid.sites[node]
+    grid._contexts[node + _MOVED] = grid._contexts[node]
+    return []
+
+
+_MOVED = 1000
