@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from pm1_core.data.store import Store
 from pm1_core.fields import Split
-from pm1_core.training.tasks import build_task
+from pm1_core.training.tasks import Task, build_task
 from pm1_core.update import Update
 from server.study import Study
 from strategies import Gathered, Summation, build
@@ -39,16 +40,11 @@ def plain_loop(
                 if number > 1 and task.examples(store, Split.VALIDATION):
                     task.evaluate(store, order, state, tensors, own, Split.VALIDATION)
                 updates[site] = task.train(store, order, state, tensors, own)
-            by_modality = {site: update.examples for site, update in updates.items()}
-
-            def weigh(update: Update, name: str) -> float:
-                modality = task.modality_of(name)  # noqa: B023
-                return update.examples.get(modality, 0.0) if modality else update.weight
-
             whole = {
-                s: Update({**tensors, **u.tensors}, u.weight, {}, by_modality[s]) for s, u in updates.items()
+                site: Update({**tensors, **update.tensors}, update.weight, {}, update.examples)
+                for site, update in updates.items()
             }
-            folded = dict(strategy.aggregate(number, tensors, Gathered(whole, weigh)))
+            folded = dict(strategy.aggregate(number, tensors, Gathered(whole, partial(_weight, task))))
             tensors = dict(task.advance(number, tensors, {**tensors, **folded}))
         for site, store in members.items():
             for split in (Split.VALIDATION, Split.TEST):
@@ -59,3 +55,9 @@ def plain_loop(
                         task.scores(store, order, state, tensors, folder / site, split)
         state |= tensors
     return state
+
+
+def _weight(task: Task, update: Update, name: str) -> float:
+    """Examples behind a tensor: of its modality where it belongs to one."""
+    modality = task.modality_of(name)
+    return update.examples.get(modality, 0.0) if modality else update.weight

@@ -176,7 +176,8 @@ class Reader(Mapping[str, np.ndarray]):
             for digest in self._digests:
                 small = self._objects.check(digest).stat().st_size <= _HELD_BYTES
                 with self._opened(digest) as handle:
-                    for name in handle.keys():  # noqa: SIM118, a handle is no mapping
+                    names: list[str] = handle.keys()
+                    for name in names:
                         places[name] = (digest, tuple(handle.get_slice(name).get_shape()))
                         if small:
                             self._held[name] = _array(handle, name)
