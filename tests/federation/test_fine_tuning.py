@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -53,3 +54,25 @@ def test_a_released_model_goes_on_learning_at_one_site(hospitals: dict[str, Path
         np.testing.assert_array_equal(after[name], before[name])
     last = second.checkpoints.state(second.find())
     assert any((last[name] != before[name]).any() for name in before.part("fusion"))
+
+
+@pytest.mark.slow
+def test_the_fusion_alone_goes_on_over_the_encoders_of_a_release(
+    hospitals: dict[str, Path], tmp_path: Path
+) -> None:
+    first = _run(tiny_study(**OFF), hospitals, tmp_path / "first")
+    published = first.find()
+    signer = Signer.load(run_key(tmp_path / "first"))
+    first.promote(published, first.study(published).gates, signer, "A. Example", "end of the study")
+    trust = Trust.load(public_file(run_key(tmp_path / "first")))
+    checkpoints = CheckpointFolder(tmp_path / "second/checkpoints")
+    start_from(tmp_path / "first", checkpoints, trust, published.hash)
+
+    whole = tiny_study(**OFF, start_from=published.hash, seed=7)
+    study = replace(whole, phases=tuple(phase for phase in whole.phases if phase.name == "fusion"))
+    _run(study, {"north": hospitals["north"]}, tmp_path / "second")
+    last = checkpoints.latest()
+    assert last is not None
+    assert set(last.sites) == {"north"}
+    changed = {part for part in published.parts if last.parts[part] != published.parts[part]}
+    assert changed == {"fusion"}
