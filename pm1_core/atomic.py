@@ -109,8 +109,13 @@ def locked(path: Path, remedy: str) -> Iterator[None]:
 
     Raises StateError with `remedy` if another process, or another thread of this one, holds it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as stream:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = path.open("a")
+    except OSError as error:
+        name_file(error, path)
+        raise
+    with stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from pm1_core import atomic
+from pm1_core.errors import StateError
 
 _WRITER = """
 import sys
@@ -101,3 +102,14 @@ def test_an_error_inside_leaves_the_old_folder_and_nothing_beside(tmp_path: Path
         fail()
     assert (tmp_path / "thing" / "a").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["thing"]
+
+
+def test_a_folder_is_worked_in_by_one_at_a_time(tmp_path: Path) -> None:
+    with (
+        atomic.locked(tmp_path / "lock", "wait"),
+        pytest.raises(StateError, match="another process works in it; wait"),
+        atomic.locked(tmp_path / "lock", "wait"),
+    ):
+        pass
+    with atomic.locked(tmp_path / "lock", "wait"):
+        pass
