@@ -20,7 +20,7 @@ from simulations.workspace import simulated
 
 OVERRIDES = [
     "people=600",
-    "test_people=0",
+    "test_people=50",
     "sites=3",
     "study.phases.genotype.chromosomes=[22]",
     "study.phases.genotype.rounds=6",

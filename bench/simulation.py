@@ -92,7 +92,7 @@ def small(scratch: Path) -> dict[str, Any]:
     """The study of `make simulate` with two chromosomes, its federated training, beside the plain loop."""
     overrides = [
         f"cohorts={scratch / 'cohorts'}",
-        "test_people=0",
+        "test_people=50",
         "study.phases.genotype.chromosomes=[21,22]",
     ]
     config = compose.load("simulation", overrides)
