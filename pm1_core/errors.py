@@ -10,6 +10,7 @@
     |   +-- StoreError         a prepared store
     |   +-- CheckpointError    a checkpoint or its lineage
     +-- FederationError  (4)   a phase or round cannot go on (nobody eligible, nobody answered)
+    +-- PrivacyError     (5)   a guarantee would be broken: a budget, a claim, a protocol that is not kept to
 
 Each message names what was looked at, what was found, what is accepted and what to do; commands print
 it as one sentence, without a traceback.
@@ -64,3 +65,9 @@ class FederationError(PM1Error):
     """A phase or a round cannot go on."""
 
     exit_code = 4
+
+
+class PrivacyError(PM1Error):
+    """A guarantee would be broken by going on; nothing has left."""
+
+    exit_code = 5
