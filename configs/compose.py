@@ -22,7 +22,7 @@ from pm1_core.model.fusion_objectives import FusionObjective
 from pm1_core.training.loop import LoopConfig
 from pm1_core.validate import refusal
 
-GROUPS = ("study", "model", "strategy", "privacy", "site")
+GROUPS = ("study", "model", "strategy", "privacy", "aggregation", "site")
 
 
 def load(name: str, overrides: Sequence[str]) -> dict[str, Any]:

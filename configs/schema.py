@@ -128,9 +128,46 @@ class StrategyNode:
 
 @dataclass
 class PrivacyNode:
-    """The guarantee: `unit` none prints "no differential privacy" in report and manifests."""
+    """The guarantee: `unit` none prints "no differential privacy" in report and manifests; docs/privacy.md.
+
+    unit: none; record (adding or removing one person at a site); site (adding or removing a whole site)
+    epsilon, delta: of all releases of the study together, at every site
+    clip: L2 bound of a unit's gradient (record), or of all that a site's update changes (site)
+    sample_rate: chance that a person, or a group, is in a step; an epoch is 1 / sample_rate steps
+    group_size: people whom the fusion transformer's contrastive loss couples, on average; they are clipped together
+    people: a public number by which a step's gradient is divided, in place of the site's own, which is no public one
+    weights: equal, or noised: sites weigh by counts that are paid for
+    statistics: noised, or public: those of `reference`, a file that comes from people at no site
+    shares: of the budget, by phase ("genotype" stands for all chromosomes; "counts" for noised weights)
+    colluding: sites whose shares of the noise are not counted (site)
+    """
 
     unit: str = "none"
+    epsilon: float | None = None
+    delta: float = 1e-5
+    clip: float = 1.0
+    sample_rate: float = 0.1
+    group_size: int = 8
+    people: int = 300
+    weights: str = "equal"
+    statistics: str = "noised"
+    reference: str | None = None
+    shares: dict[str, float] = field(default_factory=dict)
+    colluding: int = 1
+
+
+@dataclass
+class AggregationNode:
+    """How updates are added up: `clear`, or `secure`, where only sums are opened; docs/privacy.md.
+
+    bits: of a word, 32 or 16; range: the largest change of one element that is not cut
+    threshold: share of the sites that has to stay to the end of a round, above two thirds
+    """
+
+    mode: str = "clear"
+    bits: int = 32
+    range: float = 8.0
+    threshold: float = 0.67
 
 
 @dataclass
@@ -173,6 +210,7 @@ class Study:
     model: ModelNode = field(default_factory=ModelNode)
     strategy: StrategyNode = field(default_factory=StrategyNode)
     privacy: PrivacyNode = field(default_factory=PrivacyNode)
+    aggregation: AggregationNode = field(default_factory=AggregationNode)
     site: SiteNode = field(default_factory=SiteNode)
     gates: GatesNode = field(default_factory=GatesNode)  # type: ignore[valid-type]
     seed: int = 42

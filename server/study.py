@@ -26,6 +26,7 @@ class Phase:
     min_sites, min_share: a round in which fewer sites answer, or sites with less than this share of the people
         of all sites that have the phase's modalities, ends the study with a sentence
     parameters: the task's own ("model", "loop", "chromosome", ...)
+    privacy: the guarantee under which sites answer, see pm1_core.privacy.terms; {} for none
     """
 
     name: str
@@ -34,6 +35,7 @@ class Phase:
     min_sites: int = 1
     parameters: Mapping[str, Any] = field(default_factory=dict)
     min_share: float = 0.0
+    privacy: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         require_known(f"phase {self.name!r}, task", self.task)
@@ -56,6 +58,7 @@ class Study:
     privacy: the guarantee in words, for manifests and reports
     gates: what a checkpoint has to keep before it may be released
     start_from: hash of the released checkpoint of another run that this one starts from; "" starts afresh
+    secure: how sums over sites are formed without opening an update; {} sends updates in the clear
     """
 
     name: str
@@ -70,6 +73,7 @@ class Study:
     encoding: str = "full"
     gates: Gates = field(default_factory=Gates)
     start_from: str = ""
+    secure: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         require_choice(f"study {self.name!r}, encoding", self.encoding, ENCODINGS, ConfigError)
@@ -105,6 +109,8 @@ class Study:
             phase.parameters,
             method,
             self.encoding,
+            phase.privacy,
+            self.secure,
         )
 
     def to_json(self) -> str:

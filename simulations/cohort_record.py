@@ -32,8 +32,11 @@ from simulations.scenarios import (
 )
 from simulations.site_files import write_yaml
 
-FORMAT = 2
+FORMAT = 3
 """Raised whenever the same scenario would give other bytes."""
+
+_RANGE = 5.0
+"""Standard deviations of a column, in the population, to which noised statistics cut its values."""
 
 
 def fingerprint(scenario: Scenario) -> str:
@@ -48,6 +51,9 @@ def write_study(folder: Path, people: pd.DataFrame, genome: Sequence[Chromosome]
         entry: dict[str, Any] = {"name": column.name, "kind": column.kind}
         if column.unit:
             entry["unit"] = column.unit
+        if column.kind == "continuous":
+            low, high = column.mean - _RANGE * column.sd, column.mean + _RANGE * column.sd
+            entry["range"] = [round(max(low, column.low), 6), round(min(high, column.high), 6)]
         if column.categories:
             entry["categories"] = list(column.categories)
         if column.codes:

@@ -106,13 +106,15 @@ class StudyDefinition:
 
 
 def _column(where: str, entry: Any) -> Column:
-    require_keys(where, entry, ("name", "kind"), ("unit", "categories", "codes", "analyte"), ManifestError)
+    optional = ("unit", "categories", "codes", "analyte", "range")
+    require_keys(where, entry, ("name", "kind"), optional, ManifestError)
     name = text_of(f"{where}, key name", entry["name"])
     where = f"{where} ({name})"
     kind = require_choice(f"{where}, key kind", entry["kind"], KINDS, ManifestError)
     for key, owner in (
         ("unit", "continuous"),
         ("analyte", "continuous"),
+        ("range", "continuous"),
         ("categories", "categorical"),
         ("codes", "binary"),
     ):
@@ -146,7 +148,15 @@ def _column(where: str, entry: Any) -> Column:
     return Column(
         name, kind, None if unit is None else text_of(f"{where}, key unit", unit), categories, codes,
         None if analyte is None else text_of(f"{where}, key analyte", analyte).lower(),
+        _range(f"{where}, key range", entry["range"]) if "range" in entry else (),
     )  # fmt: skip
+
+
+def _range(where: str, given: Any) -> tuple[float, float]:
+    bounds = [require_range(where, bound, error=ManifestError) for bound in list_of(where, given)]
+    if len(bounds) != 2 or not bounds[0] < bounds[1] or not np.isfinite(bounds).all():
+        raise ManifestError(refusal(where, f"found {given!r}", "write [lowest, highest]"))
+    return float(bounds[0]), float(bounds[1])
 
 
 def _columns(where: str, entries: Any) -> tuple[Column, ...]:

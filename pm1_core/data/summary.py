@@ -24,6 +24,8 @@ class Column:
     unit: of a continuous column; categories: of a categorical one, in order
     codes: code system -> codes; a person with any of them (or of a finer code) has a 1
     analyte: substance that is measured, for conversions between mg/dL and mmol/L
+    range: lowest and highest value of a continuous column, in `unit`, from public knowledge: noised statistics cut
+        values to it (docs/privacy.md). Empty where the study gives none
     """
 
     name: str
@@ -32,6 +34,7 @@ class Column:
     categories: tuple[str, ...] = ()
     codes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     analyte: str | None = None
+    range: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,8 @@ class StudySummary:
 
         def column(entry: Mapping[str, Any]) -> Column:
             codes = {system: tuple(codes) for system, codes in entry["codes"].items()}
-            return Column(**{**entry, "categories": tuple(entry["categories"]), "codes": codes})
+            lists = {key: tuple(entry.get(key, ())) for key in ("categories", "range")}
+            return Column(**{**entry, **lists, "codes": codes})
 
         content["columns"] = tuple(column(entry) for entry in content["columns"])
         content["labels"] = tuple(column(entry) for entry in content["labels"])

@@ -12,11 +12,14 @@ import numpy as np
 import torch
 
 from pm1_core.errors import ConfigError
+from pm1_core.privacy.terms import record_terms
 from pm1_core.training.guide import UNGUIDED, Guide, Trained
 from pm1_core.training.memory import Memory
+from pm1_core.training.moments import load_moments, save_moments
 from pm1_core.training.optimisers import OptimiserConfig, build_optimiser, learning_rate
 from pm1_core.training.order import Order, generator
-from pm1_core.validate import require_choice, require_keys, require_range
+from pm1_core.training.private import Units, train_privately
+from pm1_core.validate import refusal, require_choice, require_keys, require_range
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,6 @@ class Losses:
 
 
 DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
-
-_MOMENTS = "moments"
 
 LossOf = Callable[[np.ndarray, torch.Generator, int], Losses]
 
@@ -87,6 +88,7 @@ def train_epochs(
     examples: int,
     loss_of: LossOf,
     guide: Guide = UNGUIDED,
+    units: Units | None = None,
 ) -> dict[str, float]:
     """Train `trained`, parameters of `module`, in place for one round and return averaged figures.
 
@@ -96,14 +98,23 @@ def train_epochs(
     the phase; it returns Losses. Batches of an epoch, and everything drawn in them, follow from
     (seed, phase, epoch) alone, so that a site which repeats a round repeats it to the bit.
     guide: asked in every step that is taken, between clipping and the optimiser; not in skipped ones
+    units: whose gradients are cut one by one where the order has record-level terms, see `private.train_privately`;
+        a task that gives none cannot keep them, and ConfigError is raised
 
     Returns {"loss": mean over people, "steps": n, "skipped_steps": n, "gradient_norm": mean, **parts}. The norm is
     of the task's own gradient, before clipping and without the guide.
     """
     config = LoopConfig.of(order.parameters)
+    terms = record_terms(order.privacy)
+    if terms:
+        if units is None:
+            found = "it does not say whose gradients are to be cut"
+            remedy = "train it without differential privacy, or hand units to train_epochs"
+            raise ConfigError(refusal(f"task {order.task!r}, privacy", found, remedy))
+        return train_privately(module, trained, order, terms, folder, units, config, guide)
     parameters, memory = list(trained.values()), Memory(folder, order)
     optimiser = build_optimiser(parameters, config.optimiser)
-    step = _load_moments(optimiser, trained, memory) if config.keep_moments else 0
+    step = load_moments(optimiser, trained, memory) if config.keep_moments else 0
     module.train()
     guide.begin(trained)
     size = config.batch_size or max(1, examples)
@@ -140,42 +151,6 @@ def train_epochs(
             }.items():
                 sums[name] += value * len(indices)
     if config.keep_moments:
-        _save_moments(optimiser, trained, memory, step)
+        save_moments(optimiser, trained, memory, step)
     averages = {name: value / max(1, seen) for name, value in sums.items()}
     return {**averages, "steps": float(steps), "skipped_steps": float(skipped)}
-
-
-def _load_moments(optimiser: torch.optim.Optimizer, trained: Trained, memory: Memory) -> int:
-    """Restore what the last round here left, and return the steps taken so far in the phase.
-
-    By the names of tensors: one that was not trained here before starts afresh beside the others.
-    """
-    held = memory.load(_MOMENTS)
-    if held is None:
-        return 0
-    state: dict[int, dict[str, torch.Tensor]] = defaultdict(dict)
-    places = {name: place for place, name in enumerate(trained)}
-    for key, array in held.items():
-        name, _, what = key.rpartition("/")
-        if name in places:
-            state[places[name]][what] = torch.from_numpy(array)
-    (group,) = optimiser.state_dict()["param_groups"]
-    group |= {
-        key.removeprefix("/group/"): array.item() for key, array in held.items() if key.startswith("/group/")
-    }
-    optimiser.load_state_dict({"state": dict(state), "param_groups": [group]})
-    return int(held["/step"])
-
-
-def _save_moments(optimiser: torch.optim.Optimizer, trained: Trained, memory: Memory, step: int) -> None:
-    """Keep "NAME/what" per tensor, "/group/what" of what an optimiser counts once for all, and "/step"."""
-    (group,) = optimiser.param_groups
-    held = {
-        f"{name}/{what}": value.detach().cpu().numpy()
-        for name, parameter in trained.items()
-        for what, value in optimiser.state[parameter].items()
-        if value is not None
-    }
-    counted = {key: value for key, value in group.items() if key not in ("params", *optimiser.defaults)}
-    held |= {f"/group/{key}": np.array(value) for key, value in counted.items()}
-    memory.save(_MOMENTS, {**held, "/step": np.array(step)})

@@ -14,7 +14,15 @@ from pm1_core.encoding import ENCODINGS
 from pm1_core.errors import InputError
 from pm1_core.validate import refusal, require_choice, require_keys, require_range
 
-_KINDS: Mapping[str, type] = {"round": int, "rounds": int, "seed": int, "parameters": dict, "method": dict}
+_KINDS: Mapping[str, type] = {
+    "round": int,
+    "rounds": int,
+    "seed": int,
+    "parameters": dict,
+    "method": dict,
+    "privacy": dict,
+    "secure": dict,
+}
 """What JSON has to hold under a key of an order; text under all others."""
 
 
@@ -29,6 +37,8 @@ class Order:
     parameters: the task's own parameters, JSON-able (model, optimiser, batch_size, epochs, ...)
     method: what the strategy asks of local training, see `pm1_core.training.methods`; {} asks for nothing
     encoding: how the update travels, see `pm1_core.encoding`
+    privacy: the guarantee under which the round is answered, see `pm1_core.privacy.terms`; {} asks for none
+    secure: how the answers are added up without being opened; {} sends each in the clear
 
     Raises InputError if the round is out of bounds or the encoding unknown.
     """
@@ -41,6 +51,8 @@ class Order:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     method: Mapping[str, Any] = field(default_factory=dict)
     encoding: str = "full"
+    privacy: Mapping[str, Any] = field(default_factory=dict)
+    secure: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         require_range(f"order for {self.phase!r}, round", self.round, 0, self.rounds)
@@ -62,7 +74,7 @@ class Order:
         except (ValueError, RecursionError) as error:
             raise InputError(refusal("order", f"found no JSON ({error})", "send Order.to_json()")) from None
         names = ("phase", "task", "round", "rounds", "seed", "parameters")
-        given = require_keys("order", content, names, ("method", "encoding"))
+        given = require_keys("order", content, names, ("method", "encoding", "privacy", "secure"))
         for name, value in given.items():
             kind = _KINDS.get(name, str)
             if not isinstance(value, kind) or isinstance(value, bool):

@@ -12,6 +12,8 @@ import numpy as np
 from pm1_core.data.store import Store
 from pm1_core.data.summary import StudySummary
 from pm1_core.fields import Modality, Split
+from pm1_core.privacy.mechanisms import Mechanism
+from pm1_core.privacy.terms import record_terms
 from pm1_core.training.guide import UNGUIDED, Guide
 from pm1_core.training.order import Order
 from pm1_core.training.parts import State
@@ -30,6 +32,8 @@ class Task(ABC):
     guided: `train` hands its `guide` on to `train_epochs`, or does itself what `Guide` says. A task with a training
         loop of its own that does neither says False here; a strategy that needs a guide is then refused by name
         instead of being ignored in silence
+    private: `train` keeps to record-level terms in `Order.privacy`. A study that asks for them refuses a task that does
+        not say so
 
     `parameters` are those of an Order; `study` is what all sites share. Global tensors are float32 arrays
     whose names begin with the part they belong to ("genotype.22.", "statistics.phenotype.").
@@ -39,6 +43,7 @@ class Task(ABC):
     aggregation: ClassVar[Literal["mean", "sum"]] = "mean"
     modalities: ClassVar[frozenset[Modality]]
     guided: ClassVar[bool] = True
+    private: ClassVar[bool] = False
 
     def __init__(self, parameters: Mapping[str, Any], study: StudySummary) -> None:
         self.parameters = parameters
@@ -81,6 +86,18 @@ class Task(ABC):
         Others do not miss it, it would have weighed nothing. Its `weight` is the number of training people, and
         `examples` has their number for each of the task's modalities. The update of a sum has all tensors.
         """
+
+    def mechanisms(self, order: Order) -> tuple[Mechanism, ...]:
+        """What one round of `order` releases of the people here, for the site's ledger; () if nothing of them.
+
+        By default sums are one Gaussian release, and training is as many Poisson-sampled ones as it takes steps.
+        """
+        terms = record_terms(order.privacy)
+        if terms is None:
+            return ()
+        if self.aggregation == "sum":
+            return (Mechanism("gaussian", terms.noise_multiplier),)
+        return (Mechanism("sampled", terms.noise_multiplier, terms.sample_rate, terms.steps),)
 
     def evaluate(
         self, store: Store, order: Order, state: State, tensors: Tensors, folder: Path, split: Split

@@ -22,13 +22,22 @@ from pm1_core.training.tasks.fundus import FundusTask
 from pm1_core.training.tasks.fusion import FusionTask
 from pm1_core.training.tasks.genotype import GenotypeTask
 from pm1_core.training.tasks.phenotype import PhenotypeTask
+from pm1_core.training.tasks.reference import ReferenceTask
 from pm1_core.training.tasks.statistics import StatisticsTask
 from pm1_core.training.tasks.tokens import TokensTask
 from pm1_core.validate import refusal
 
 TASKS: dict[str, type[Task]] = {
     task.name: task
-    for task in (StatisticsTask, GenotypeTask, PhenotypeTask, FundusTask, TokensTask, FusionTask)
+    for task in (
+        StatisticsTask,
+        ReferenceTask,
+        GenotypeTask,
+        PhenotypeTask,
+        FundusTask,
+        TokensTask,
+        FusionTask,
+    )
 }
 """PM1's own tasks; every site runs them."""
 

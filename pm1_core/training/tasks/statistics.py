@@ -13,9 +13,12 @@ import numpy as np
 
 from pm1_core.data.store import Store
 from pm1_core.fields import CHROMOSOMES, MISSING_DOSAGE, Modality, Split
+from pm1_core.privacy.noise import secret_generator
+from pm1_core.privacy.terms import RecordTerms, record_terms
 from pm1_core.training.guide import UNGUIDED, Guide
 from pm1_core.training.order import Order
 from pm1_core.training.parts import State
+from pm1_core.training.tasks import noised_sums
 from pm1_core.training.tasks.base import Task
 from pm1_core.update import Tensors, Update
 
@@ -28,6 +31,7 @@ class StatisticsTask(Task):
     name = "statistics"
     aggregation = "sum"
     modalities = frozenset({Modality.GENOTYPE, Modality.PHENOTYPE})
+    private = True
 
     def initial(self, state: State, seed: int) -> Tensors:
         """Zeros of the shapes that the sums have."""
@@ -50,6 +54,9 @@ class StatisticsTask(Task):
         guide: Guide = UNGUIDED,
     ) -> Update:
         """This site's sums over its training people. In round 2 only the squared deviations are new."""
+        terms = record_terms(order.privacy)
+        if terms:
+            return self._noised(store, order, tensors, terms)
         sums = {name: np.zeros(array.shape, np.float64) for name, array in tensors.items()}
         people = store.people(Split.TRAIN, Modality.PHENOTYPE)
         mean = tensors["statistics.phenotype.mean"].astype(np.float64)
@@ -71,15 +78,37 @@ class StatisticsTask(Task):
                             total[:, dosage] += (dosages == dosage).sum(0)
         return Update({name: total.astype(np.float32) for name, total in sums.items()}, 1.0, {})
 
+    def _noised(self, store: Store, order: Order, tensors: Tensors, terms: RecordTerms) -> Update:
+        """The same sums with a bound per person and noise, see `noised_sums`."""
+        shapes = {name: array.shape for name, array in tensors.items()}
+        counted = sorted(name for name in shapes if name.startswith("statistics.genotype."))
+        sums = noised_sums.statistics_sums(self.study, order.round, len(counted))
+        mean = tensors["statistics.phenotype.mean"].astype(np.float64)
+        people = store.people(Split.TRAIN, Modality.PHENOTYPE)
+        chunks = (store.phenotypes(chunk) for chunk in _chunks(people))
+        noised_sums.add_phenotypes(sums, self.study, chunks, mean, order.round)
+        if "dosage" in sums.bounds:
+            for chunk in _chunks(store.people(Split.TRAIN, Modality.GENOTYPE)):
+                shares = [
+                    noised_sums.dosage_shares(store.dosages(int(name.split(".")[2]), chunk))
+                    for name in counted
+                ]
+                sums.add("dosage", np.stack(shares, 1))
+        features = (len(self.study.features),)
+        blocks = {"observed": features, "value": features, "square": features, "dosage": (len(counted), 3)}
+        released = sums.released(terms.noise_multiplier, secret_generator(), blocks)
+        return Update(noised_sums.statistics_tensors(self.study, order.round, released, shapes), 1.0, {})
+
     def advance(self, round_number: int, tensors: Tensors, aggregate: Tensors) -> Tensors:
         """Sums to statistics. A feature with one value in the whole federation gets kept = 0 (E.3)."""
         prefix = "statistics.phenotype."
         if round_number == 1:
-            count = aggregate[prefix + "count"]
+            # Noised sums may be below zero, where no count and no square is.
+            count = np.maximum(aggregate[prefix + "count"], 0)
             mean = aggregate[prefix + "mean"] / np.maximum(count, 1)
-            return {**aggregate, prefix + "mean": mean.astype(np.float32)}
+            return {**aggregate, prefix + "count": count, prefix + "mean": mean.astype(np.float32)}
         count, mean = tensors[prefix + "count"], tensors[prefix + "mean"]
-        deviation = np.sqrt(aggregate[prefix + "std"] / np.maximum(count, 1))
+        deviation = np.sqrt(np.maximum(aggregate[prefix + "std"], 0) / np.maximum(count, 1))
         kept = (count > 1) & (deviation > 1e-6 * np.maximum(1e-6, np.abs(mean)))
         binary = np.array([feature.kind == "binary" for feature in self.study.features], dtype=bool)
         scaled = kept & ~binary

@@ -12,12 +12,17 @@ import numpy as np
 
 from pm1_core.data.store import Store
 from pm1_core.fields import TOKENS_OF, Modality, Split
+from pm1_core.privacy.noise import secret_generator
+from pm1_core.privacy.terms import RecordTerms, record_terms
 from pm1_core.training.guide import UNGUIDED, Guide
 from pm1_core.training.order import Order
 from pm1_core.training.parts import State
+from pm1_core.training.tasks import noised_sums
 from pm1_core.training.tasks.base import Task
-from pm1_core.training.token_cache import ENCODERS, raw_tokens
+from pm1_core.training.token_cache import ENCODERS, TokenSet, raw_tokens
 from pm1_core.update import Tensors, Update
+
+_PEOPLE_AT_ONCE = 1024
 
 
 class TokensTask(Task):
@@ -26,6 +31,7 @@ class TokensTask(Task):
     name = "tokens"
     aggregation = "sum"
     modalities = frozenset(Modality)
+    private = True
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -54,6 +60,9 @@ class TokensTask(Task):
     ) -> Update:
         """This site's sums over its training people."""
         raw = raw_tokens(store, state, self.parameters, folder, Split.TRAIN)
+        terms = record_terms(order.privacy)
+        if terms:
+            return self._noised(raw, order, tensors, terms)
         sums = {name: np.zeros(array.shape, np.float64) for name, array in tensors.items()}
         for modality, span in TOKENS_OF.items():
             prefix = f"tokens.{modality}."
@@ -66,6 +75,34 @@ class TokensTask(Task):
                 sums[prefix + "std"] = (((values - tensors[prefix + "mean"]) ** 2) * present).sum(0)
         return Update({name: total.astype(np.float32) for name, total in sums.items()}, 1.0, {})
 
+    def _noised(self, raw: TokenSet, order: Order, tensors: Tensors, terms: RecordTerms) -> Update:
+        """The same sums with a bound per person and noise, see `noised_sums`."""
+        widths = {m: int(self.parameters["widths"][m]) for m in Modality}
+        sums = noised_sums.token_sums(widths, order.round)
+        for start in range(0, len(raw.people), _PEOPLE_AT_ONCE):
+            rows = slice(start, start + _PEOPLE_AT_ONCE)
+            if order.round == 1:
+                sums.add("present", raw.present[rows])
+            for modality, span in TOKENS_OF.items():
+                tokens = np.where(raw.present[rows, span, None], raw.tokens[modality][rows], 0)
+                tokens = noised_sums.bounded_tokens(tokens)
+                if order.round > 1:
+                    deviations = tokens - tensors[f"tokens.{modality}.mean"]
+                    tokens = noised_sums.bounded_tokens(deviations**2 * raw.present[rows, span, None])
+                sums.add(modality, tokens)
+        shapes = {m: (s.stop - s.start, widths[m]) for m, s in TOKENS_OF.items()}
+        released = sums.released(
+            terms.noise_multiplier, secret_generator(), {**shapes, "present": (raw.present.shape[1],)}
+        )
+        out = {name: np.zeros(array.shape, np.float32) for name, array in tensors.items()}
+        for modality, span in TOKENS_OF.items():
+            prefix = f"tokens.{modality}."
+            if order.round == 1:
+                out[prefix + "count"] = released["present"][span].astype(np.float32)
+            new = "mean" if order.round == 1 else "std"
+            out[prefix + new] = released[modality].astype(np.float32)
+        return Update(out, 1.0, {})
+
     def advance(self, round_number: int, tensors: Tensors, aggregate: Tensors) -> Tensors:
         """Sums to statistics; a dimension that never varies gets a standard deviation of 1."""
         advanced = dict(tensors if round_number > 1 else aggregate)
@@ -75,6 +112,6 @@ class TokensTask(Task):
             if round_number == 1:
                 advanced[prefix + "mean"] = (aggregate[prefix + "mean"] / count).astype(np.float32)
             else:
-                deviation = np.sqrt(aggregate[prefix + "std"] / count)
+                deviation = np.sqrt(np.maximum(aggregate[prefix + "std"], 0) / count)
                 advanced[prefix + "std"] = np.where(deviation > 1e-6, deviation, 1).astype(np.float32)
         return advanced

@@ -1,0 +1,112 @@
+"""The sums of `statistics` and `tokens` under record-level privacy: bounded per person, and noised at the site.
+
+What leaves has the names and shapes of the exact sums, so that the coordinator makes statistics of them as ever. It
+is less: values are cut to ranges that the study's definition gives from public knowledge, and dosages are counted per
+chromosome, not per SNP, since class weights take no more and exact allele frequencies tell who is in them (Homer et
+al. 2008, "Resolving individuals contributing trace amounts of DNA ...").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from pm1_core.data.summary import StudySummary
+from pm1_core.errors import ConfigError
+from pm1_core.fields import MISSING_DOSAGE, TOKENS_OF, Modality
+from pm1_core.training.bounded import BoundedSums
+from pm1_core.validate import refusal
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+_PHENOTYPE, _GENOTYPE, _TOKENS = "statistics.phenotype.", "statistics.genotype.", "tokens."
+_TOKEN_BOUND = 2.0
+"""Times sqrt(width): the L2 norm to which a token is cut for its statistics. A latent of unit variance has norm
+sqrt(width), as has a fundus token after its LayerNorm."""
+
+
+def ranges(study: StudySummary) -> tuple[np.ndarray, np.ndarray]:
+    """Centre and half-width of every feature, float64 [K]; 0 and 1 of binary ones.
+
+    Raises ConfigError naming the first continuous column whose definition gives no range.
+    """
+    columns = {column.name: column for column in study.columns}
+    centres, halves = np.zeros(len(study.features)), np.ones(len(study.features))
+    for place, feature in enumerate(study.features):
+        if feature.kind == "continuous":
+            given = columns[feature.column].range
+            if not given:
+                remedy = "give `range: [lowest, highest]` from public knowledge, or use privacy.statistics=public"
+                raise ConfigError(refusal(f"study column {feature.column!r}", "noised sums need a range", remedy))
+            centres[place], halves[place] = (given[0] + given[1]) / 2, (given[1] - given[0]) / 2
+    return centres, halves
+
+
+def statistics_sums(study: StudySummary, round_number: int, chromosomes: int) -> BoundedSums:
+    """The blocks of one round: who is observed, values and dosages; in round 2 squared deviations."""
+    features = max(1, len(study.features))
+    if round_number > 1:
+        return BoundedSums({"square": features**0.5})
+    bounds = {"observed": features**0.5, "value": features**0.5}
+    return BoundedSums({**bounds, "dosage": chromosomes**0.5} if chromosomes else bounds)
+
+
+def add_phenotypes(
+    sums: BoundedSums,
+    study: StudySummary,
+    chunks: Iterable[tuple[np.ndarray, np.ndarray]],
+    mean: np.ndarray,
+    round_number: int,
+) -> None:
+    """Add people's values [n, K] and observed entries [n, K]; mean: float64 [K], of round 1."""
+    centres, halves = ranges(study)
+    for values, observed in chunks:
+        if round_number == 1:
+            sums.add("observed", observed)
+            sums.add("value", np.clip((values - centres) / halves, -1, 1) * observed)
+        else:
+            # Both lie in the range, so half a deviation over the half-width is at most one.
+            deviation = (np.clip(values, centres - halves, centres + halves) - mean) / (2 * halves)
+            sums.add("square", np.clip(deviation**2, 0, 1) * observed)
+
+
+def dosage_shares(dosages: np.ndarray) -> np.ndarray:
+    """Share of each dosage among a person's observed genotypes, float64 [n, 3] of rows [n, S]; 0 where there is none."""
+    counts = np.stack([(dosages == d).sum(1) for d in range(MISSING_DOSAGE)], 1)
+    return counts / np.maximum(1, counts.sum(1, keepdims=True))
+
+
+def statistics_tensors(
+    study: StudySummary, round_number: int, released: Mapping[str, np.ndarray], shapes: Shapes
+) -> dict[str, np.ndarray]:
+    """Released blocks as the exact sums would have been sent, float32; zero where a round has nothing new."""
+    centres, halves = ranges(study)
+    out = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    if round_number > 1:
+        out[_PHENOTYPE + "std"] = (released["square"] * (2 * halves) ** 2).astype(np.float32)
+        return out
+    out[_PHENOTYPE + "count"] = released["observed"].astype(np.float32)
+    sums = released["value"] * halves + released["observed"] * centres
+    out[_PHENOTYPE + "mean"] = sums.astype(np.float32)
+    counted = [name for name in shapes if name.startswith(_GENOTYPE)]
+    for place, name in enumerate(sorted(counted)):
+        # Every SNP gets the chromosome's shares, in people.
+        out[name] = np.broadcast_to(released["dosage"][place], shapes[name]).astype(np.float32)
+    return out
+
+
+def token_sums(widths: Mapping[Modality, int], round_number: int) -> BoundedSums:
+    """The blocks of one round: which tokens are present, and tokens; in round 2 their squared deviations."""
+    bounds = {
+        str(m): _TOKEN_BOUND * (widths[m] * (span.stop - span.start)) ** 0.5 for m, span in TOKENS_OF.items()
+    }
+    return BoundedSums(bounds if round_number > 1 else {**bounds, "present": 25**0.5})
+
+
+def bounded_tokens(tokens: np.ndarray) -> np.ndarray:
+    """Each token cut to its own bound, so that one large token does not shrink a person's others: [n, T, d]."""
+    norms = np.linalg.norm(tokens, axis=-1, keepdims=True)
+    bound = _TOKEN_BOUND * tokens.shape[-1] ** 0.5
+    cut: np.ndarray = tokens * np.minimum(1.0, bound / np.maximum(norms, 1e-300))
+    return cut
