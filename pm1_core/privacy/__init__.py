@@ -1,0 +1,1 @@
+"""What makes a statement about privacy true: noise, its accounting, and the ledger at a site."""
