@@ -65,7 +65,7 @@ def tightest(mechanisms: Iterable[Mechanism], delta: float) -> Epsilon:
     if not composed:
         return Epsilon(0.0, "none", delta, unit)
     found = {"rdp": rdp_epsilon(composed, delta)}
-    if len(composed) == 1 and composed[0].kind == GAUSSIAN:
+    if found["rdp"] <= _LOOSE and len(composed) == 1 and composed[0].kind == GAUSSIAN:
         found["analytic"] = get_epsilon_gaussian(composed[0].noise_multiplier, delta)
     elif found["rdp"] <= _LOOSE:
         found["pld"] = pld_epsilon(composed, delta)

@@ -58,7 +58,7 @@ class Mechanism:
         require_choice("mechanism, kind", self.kind, KINDS, ConfigError)
         require_choice("mechanism, unit", self.unit, UNITS, ConfigError)
         where = f"mechanism {self.kind!r}"
-        require_range(f"{where}, noise_multiplier", self.noise_multiplier, 1e-3, 1e9, ConfigError)
+        require_range(f"{where}, noise_multiplier", self.noise_multiplier, 1e-12, 1e9, ConfigError)
         require_range(f"{where}, sample_rate", self.sample_rate, 1e-9, 1.0, ConfigError)
         require_range(f"{where}, steps", self.steps, 1, 2**40, ConfigError)
         if not isinstance(self.steps, int):
@@ -123,8 +123,5 @@ def merged(mechanisms: Iterable[Mechanism]) -> tuple[Mechanism, ...]:
         else:
             steps[item.kind_alone] = steps.get(item.kind_alone, 0) + item.steps
     out = [replace(item, steps=count) for item, count in steps.items()]
-    out += [
-        Mechanism(GAUSSIAN, max(1e-3, math.sqrt(1 / math.fsum(p))), unit=unit)
-        for unit, p in precision.items()
-    ]
+    out += [Mechanism(GAUSSIAN, math.sqrt(1 / math.fsum(p)), unit=unit) for unit, p in precision.items()]
     return tuple(sorted(out, key=dataclasses.astuple))
