@@ -33,8 +33,9 @@ def prv_epsilon(
         found = f"found {', '.join(others) or 'no mechanism'}"
         raise ConfigError(refusal("PRV accountant", found, f"use {GAUSSIAN} and {SAMPLED} ones"))
     accountant = PRVAccountant()
-    # Without sampling the loss has a closed form that this accountant does not know; a rate just below 1 stands
-    for it. accountant.history = [
+    # Without sampling the loss has a closed form that this accountant does not know; a rate just
+    # below 1 stands for it.
+    accountant.history = [
         (item.noise_multiplier, min(item.sample_rate, math.nextafter(1.0, 0.0)), item.steps)
         for item in composed
     ]
