@@ -120,7 +120,7 @@ class Ledger:
         release was charged for the same request, or if the composition of all charges would pass the budget;
         StateError if the ledger is damaged, or another process holds it for too long.
         """
-        given = merged(mechanisms)
+        given = tuple(mechanisms)
         if not given:
             return Charge(new=False, line=0)
         with self._locked():
@@ -172,7 +172,7 @@ class Ledger:
 
     def affords(self, mechanisms: Iterable[Mechanism]) -> bool:
         """Whether a release of `mechanisms` could be charged now. Writes nothing, and promises nothing."""
-        given = merged(mechanisms)
+        given = tuple(mechanisms)
         state = self._opened()
         if any(item.unit not in state.budget for item in given):
             return False

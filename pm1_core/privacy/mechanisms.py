@@ -115,13 +115,15 @@ def merged(mechanisms: Iterable[Mechanism]) -> tuple[Mechanism, ...]:
     (Mechanism(kind='gaussian', noise_multiplier=1.0, sample_rate=1.0, steps=1, unit='record', l1=0.0, l2=0.0),)
     """
     steps: dict[Mechanism, int] = {}
-    precision: dict[str, list[float]] = {}
     for item in mechanisms:
+        steps[item.kind_alone] = steps.get(item.kind_alone, 0) + item.steps
+    out: list[Mechanism] = []
+    precision: dict[str, list[float]] = {}
+    for item, count in steps.items():
         if item.kind != SKELLAM and item.sample_rate == 1:
             moves = 2 if item.kind == GROUPED else 1
-            precision.setdefault(item.unit, []).append(item.steps * (moves / item.noise_multiplier) ** 2)
+            precision.setdefault(item.unit, []).append(count * (moves / item.noise_multiplier) ** 2)
         else:
-            steps[item.kind_alone] = steps.get(item.kind_alone, 0) + item.steps
-    out = [replace(item, steps=count) for item, count in steps.items()]
+            out.append(replace(item, steps=count))
     out += [Mechanism(GAUSSIAN, math.sqrt(1 / math.fsum(p)), unit=unit) for unit, p in precision.items()]
     return tuple(sorted(out, key=dataclasses.astuple))
