@@ -36,7 +36,7 @@ from pm1_core.errors import ConfigError, PrivacyError, StateError
 from pm1_core.privacy import accounts, chain
 from pm1_core.privacy.accounting import Epsilon, tightest, within
 from pm1_core.privacy.accounts import Budget, Spent, State, checked_budget, release_facts, seen_by
-from pm1_core.privacy.mechanisms import RECORD, Mechanism, merged
+from pm1_core.privacy.mechanisms import RECORD, Mechanism
 from pm1_core.validate import refusal
 
 _OPEN = "make one: pm1-site privacy open FOLDER --epsilon 8 --delta 1e-5"
@@ -184,7 +184,7 @@ class Ledger:
     def mechanisms(self, unit: str = RECORD) -> tuple[Mechanism, ...]:
         """All charges, as the unit sees them."""
         held = self._opened().accounts.values()
-        return merged(item for account in held for item in seen_by(unit, account.released))
+        return tuple(item for account in held for item in seen_by(unit, account.released))
 
     def by_phase(self, unit: str = RECORD) -> list[Spent]:
         """What each phase of each study would have cost alone, in the order in which they came."""
