@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
+from client import privacy_commands
 from configs import compose
 from pm1_core.command import grammar, guarded
 from pm1_core.data.manifest import load_manifest
@@ -22,6 +23,8 @@ _EPILOG = """\
 Examples
   pm1-site check /data/site.yaml
   pm1-site prepare /data/site.yaml store=/data/store
+  pm1-site privacy open /state --site leeds --epsilon 8 --delta 1e-5
+  pm1-site privacy show /state
 The store is what the site's Flower client reads:
   flower-supernode ... --node-config 'store="/data/store" folder="/state" trust="/etc/pm1/coordinator.pem.pub"'"""
 
@@ -42,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
             help="the site's manifest, and what to change in the configuration",
         )
         sub.add_argument("--json", action="store_true", help="print the outcome as JSON on standard output")
+    privacy_commands.add_parser(commands)
     return root
 
 
@@ -52,6 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
+    if options.command == "privacy":
+        privacy_commands.run(options)
+        return
     given = [item if "=" in item else f"manifest={Path(item).resolve()}" for item in options.arguments]
     config = compose.load("client", given)
     if options.command == "config":
