@@ -37,6 +37,7 @@ from dp_accounting.rdp import RdpAccountant
 from numpy.typing import NDArray
 from scipy.special import log_ndtr, logsumexp
 
+from pm1_core.privacy.distributed_noise import skellam_rdp
 from pm1_core.privacy.mechanisms import GROUPED, SKELLAM, Mechanism
 
 Floats = NDArray[np.float64]
@@ -73,25 +74,14 @@ def grouped_delta(epsilon: Floats, noise_multiplier: float, sample_rate: float, 
 def rdp(mechanism: Mechanism) -> Floats:
     """Rényi divergences of one step at `ORDERS`; infinite where no bound is known."""
     if mechanism.kind == SKELLAM:
-        return _skellam_rdp(mechanism)
+        variance = (mechanism.noise_multiplier * mechanism.l2) ** 2
+        return skellam_rdp(np.asarray(ORDERS), variance, mechanism.l1, mechanism.l2)
     if mechanism.kind == GROUPED and mechanism.sample_rate < 1:
         return _grouped_rdp(mechanism.noise_multiplier, mechanism.sample_rate)
     z = mechanism.noise_multiplier / (2 if mechanism.kind == GROUPED else 1)
     accountant = RdpAccountant(ORDERS)
     accountant.compose(PoissonSampledDpEvent(mechanism.sample_rate, GaussianDpEvent(z)))
     return np.maximum(np.asarray(accountant.rdp, np.float64), 0.0)
-
-
-def _skellam_rdp(mechanism: Mechanism) -> Floats:
-    """Agarwal, Kairouz and Liu 2021, "The Skellam mechanism for ... federated learning", multi-dimensional bound.
-
-    For whole orders alpha > 1: alpha l2^2 / (2 mu) + min(((2 alpha - 1) l2^2 + 6 l1) / (4 mu^2), 3 l1 / (2 mu)).
-    """
-    orders = np.asarray(ORDERS)
-    mu = (mechanism.noise_multiplier * mechanism.l2) ** 2
-    square, l1 = mechanism.l2**2, mechanism.l1
-    excess = np.minimum(((2 * orders - 1) * square + 6 * l1) / (4 * mu**2), 3 * l1 / (2 * mu))
-    return np.where(orders == np.floor(orders), orders * square / (2 * mu) + excess, np.inf)
 
 
 def _grouped_rdp(noise_multiplier: float, q: float) -> Floats:
