@@ -10,8 +10,8 @@ Two things must hold whatever the coordinator does; c is the number of colluding
 before the graph is), n the number of sites, T the threshold of survivors.
 
 (a) No site has more than t - 1 - g colluding neighbours. Then the colluders cannot open anybody's secret; and
-    since t of a site and its neighbours have to survive for its own mask to be opened, every honest survivor
-    whose mask is opened has at least g honest surviving neighbours.
+    since no site signs a list on which fewer than t of a survivor and its neighbours are left, every honest
+    survivor has at least g honest surviving neighbours.
 (b) The honest survivors are connected, whichever n - T sites the coordinator calls lost *after* it has seen the
     graph. Otherwise there is a set A of a > g of them, a at most half of the m = n - c - d honest survivors
     when d are lost, without one pair between A and the rest.

@@ -126,6 +126,8 @@ class Collector:
         view.require_enough(self.terms, where, self._answers[stage])
         if stage == ADVERTISE:
             self._roll = Roll.read(self.terms, self._answers[ADVERTISE])
+        if stage == INPUT:
+            self._require_roll().require_openable(where, self._answers[stage])
         if stage == REVEAL:
             self._recover()
             self.stage = DONE

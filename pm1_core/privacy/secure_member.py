@@ -305,7 +305,7 @@ class Member:
             raise PrivacyError(refusal(where, "this site has not given its words", _TAKEN_UP))
         (listed,) = fields(where, parsed(where, request), ("survivors",))
         survivors = names(where, sorted(mapping(where, listed)), self._state["sharers"])
-        view.require_enough(self.terms, where, survivors)
+        roll.require_openable(where, survivors)
         if self.site not in survivors:
             raise broken(where, f"{self.site!r} is missing, though it gave its words", _TAKEN_UP)
         content = {"roll": roll.digest, "sharers": digest(self._state["sharers"])}

@@ -99,6 +99,19 @@ class Roll:
         """Who holds shares of a site's secrets, sorted, at points 1, 2, ...: the site and its neighbours."""
         return sorted({site, *self.graph[site]})
 
+    def require_openable(self, where: str, survivors: Collection[str]) -> None:
+        """Raise PrivacyError if there are too few survivors, or too few hold shares of one of their secrets.
+
+        With the second, the sum of the others could be opened without that one, which `graph` counts on not to be.
+        """
+        require_enough(self.terms, where, survivors)
+        least, alive = self.terms.neighbourhood.threshold, frozenset(survivors)
+        for site in sorted(alive):
+            left = len(self.graph[site] & alive) + 1
+            if left < least:
+                found = f"{left} hold shares of {site!r}, {least} are needed"
+                raise PrivacyError(refusal(where, found, "nothing is revealed: try again"))
+
     def mask_key(self, private: bytes, own: str, other: str) -> bytes:
         """The key of the mask that `own`, whose private key this is, has in common with `other`."""
         return self._pair_key("mask", private, self.adverts[other].mask, own, other, sorted((own, other)))
