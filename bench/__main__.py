@@ -14,6 +14,8 @@ MEASURES = (
     ("bench.simulation", "logistic"),
     ("bench.simulation", "many"),
     ("bench.encodings",),
+    ("bench.secure_sum", "flower"),
+    ("bench.secure_sum", "paper"),
     ("bench.simulation", "small"),
     ("bench.large_model", "paper"),
 )

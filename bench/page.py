@@ -20,4 +20,12 @@ def write_page() -> Path:
     return PAGE
 
 
-_NAMES = ("simulation.logistic", "simulation.small", "simulation.many", "encodings", "large_model")
+_NAMES = (
+    "simulation.logistic",
+    "simulation.small",
+    "simulation.many",
+    "encodings",
+    "large_model",
+    "secure_sum.flower",
+    "secure_sum.paper",
+)

@@ -85,7 +85,9 @@ class Terms:
         least = least_survivors(len(self.sites))
         chosen = self.threshold or least
         require_range("secure sum, threshold", chosen, least, len(self.sites), ConfigError)
-        object.__setattr__(self, "threshold", int(chosen))
+        if not isinstance(chosen, int):
+            raise ConfigError(refusal("secure sum, threshold", f"found {chosen!r}", "use a whole number"))
+        object.__setattr__(self, "threshold", chosen)
         object.__setattr__(self, "sites", dict(sorted(self.sites.items())))
 
     @cached_property
