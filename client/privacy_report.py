@@ -160,14 +160,13 @@ def division(file: Path) -> tuple[str, list[Part]]:
     Raises InputError if it is no resolved study, or a phase's task is none of PM1's own.
     """
     # Imported here: tasks bring torch along, and the ledger alone is quick.
-    from pm1_core.data.summary import StudySummary
+    from pm1_core.data.summary import nobody
     from pm1_core.training.order import Order
     from pm1_core.training.tasks import build_task
 
     if not file.exists():
         raise InputError(refusal(file, "no such file", "name the study.json that the coordinator resolved"))
     content = atomic.read_json(file)
-    nobody = StudySummary("", "", (), (), (), dict.fromkeys(range(1, 23), 1))
     found: dict[tuple[str, bool, tuple[Mechanism, ...]], list[str]] = {}
     try:
         for phase in content["phases"]:
@@ -187,7 +186,7 @@ def division(file: Path) -> tuple[str, list[Part]]:
                     # The discrete noise in the sum costs a little more; the ledger is charged with that.
                     items.append(Mechanism(GAUSSIAN, terms.noise_multiplier, unit=SITE))
                 else:
-                    items += build_task(order, nobody).mechanisms(order)
+                    items += build_task(order, nobody()).mechanisms(order)
             key = phase["task"], bool(phase.get("privacy")), tuple(_counted(items))
             found.setdefault(key, []).append(phase["name"])
     except (KeyError, TypeError) as error:

@@ -22,6 +22,9 @@ from pm1_core.model.fusion_objectives import FusionObjective
 from pm1_core.training.loop import LoopConfig
 from pm1_core.validate import refusal
 
+_BESIDE_PHASES = {"shares": ("counts",)}
+"""What keys that go by phases have beside them."""
+
 GROUPS = ("study", "model", "strategy", "privacy", "aggregation", "site")
 
 
@@ -101,7 +104,7 @@ def _unknown(key: str, root: type, phases: Sequence[str], strategy: type) -> str
     walked: list[str] = []
     for piece in key.split("."):
         if typing.get_origin(node) is dict:
-            names, below = list(phases), typing.get_args(node)[1]
+            names, below = [*phases, *_BESIDE_PHASES.get(walked[-1], ())], typing.get_args(node)[1]
             if below is Any:
                 return None  # a free mapping: its reader knows its keys
         elif dataclasses.is_dataclass(node):

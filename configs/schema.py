@@ -135,9 +135,10 @@ class PrivacyNode:
     clip: L2 bound of a unit's gradient (record), or of all that a site's update changes (site)
     sample_rate: chance that a person, or a group, is in a step; an epoch is 1 / sample_rate steps
     group_size: people whom the fusion transformer's contrastive loss couples, on average; they are clipped together
-    people: a public number by which a step's gradient is divided, in place of the site's own, which is no public one
+    people: a public number that a step's gradient is divided by, in place of the site's own, which is not public
     weights: equal, or noised: sites weigh by counts that are paid for
     statistics: noised, or public: those of `reference`, a file that comes from people at no site
+    tokens: noised, or identity: tokens are taken as they are, without standardisation
     shares: of the budget, by phase ("genotype" stands for all chromosomes; "counts" for noised weights)
     colluding: sites whose shares of the noise are not counted (site)
     """
@@ -151,6 +152,7 @@ class PrivacyNode:
     people: int = 300
     weights: str = "equal"
     statistics: str = "noised"
+    tokens: str = "noised"
     reference: str | None = None
     shares: dict[str, float] = field(default_factory=dict)
     colluding: int = 1

@@ -11,12 +11,13 @@ from pm1_core.gates import Gates
 from pm1_core.training.adapters import pin_base
 from pm1_core.training.tasks import TASKS, allowed_tasks, task_class
 from pm1_core.validate import refusal, require_choice
-from server.study import Study, expand
+from server.privacy_plan import NO_PRIVACY, public_phase, with_record_terms
+from server.study import Phase, Study, expand
 
 ENCODERS = {"genotype": "latent", "phenotype": "latent", "fundus": "width"}
 """Trained encoders, and the key of their sizes that is the width of their tokens."""
 
-PRIVACY_STATEMENTS = {"none": "no differential privacy"}
+UNITS = ("none", "record")
 
 
 def build_study(config: Mapping[str, Any]) -> Study:
@@ -35,7 +36,7 @@ def build_study(config: Mapping[str, Any]) -> Study:
     strategy = strategies.build(config["strategy"])
     phases: dict[str, dict[str, Any]] = {}
     for name, given in config["study"]["phases"].items():
-        phase = dict(given)
+        phase = public_phase(given, config["privacy"])
         objective, chromosomes = phase.pop("objective"), phase.pop("chromosomes")
         phase["loop"] = {**phase["loop"], "device": config["site"]["device"]}
         task = phase["task"]
@@ -50,28 +51,41 @@ def build_study(config: Mapping[str, Any]) -> Study:
             phase["model"] = model[task]
         if task in ("tokens", "fusion"):
             phase["encoders"] = encoders
-        if task == "tokens":
+        if task == "tokens" or phase.get("kind") == "tokens":
             phase["widths"] = widths
         if task == "fusion":
             phase["objective"] = objective
-        if task in ("statistics", "tokens"):
+        if task in ("statistics", "tokens", "reference"):
             phase.pop("loop")
         phases[name] = phase
-    unit = require_choice("key 'privacy.unit'", config["privacy"]["unit"], PRIVACY_STATEMENTS, ConfigError)
+    planned, statement = with_privacy(expand(phases), config)
     return Study(
         name=config["study"]["name"],
         seed=config["seed"],
-        phases=expand(phases),
+        phases=planned,
         strategy=strategy.options(),
         timeout=config["timeout"],
         gather=config["gather"],
         grace=config["grace"],
         norm_limit=config["norm_limit"],
         encoding=config["encoding"],
-        privacy=PRIVACY_STATEMENTS[unit],
+        privacy=statement,
         gates=Gates(**config["gates"]),
         start_from=config["start_from"],
     )
+
+
+def with_privacy(phases: tuple[Phase, ...], config: Mapping[str, Any]) -> tuple[tuple[Phase, ...], str]:
+    """The phases under the study's guarantee, and the guarantee in words. Raises ConfigError if it cannot be kept."""
+    privacy = config["privacy"]
+    unit = require_choice("key 'privacy.unit'", privacy["unit"], UNITS, ConfigError)
+    if unit == "none":
+        if privacy["epsilon"] is not None:
+            remedy = "choose privacy=record, or leave epsilon out"
+            raise ConfigError(refusal("key 'privacy.epsilon'", "privacy.unit is none", remedy))
+        return phases, NO_PRIVACY
+    allowed = allowed_tasks(config["site"].get("tasks", ()))
+    return with_record_terms(phases, privacy, config["seed"], allowed)
 
 
 def own_parameters(name: str, phase: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -1,7 +1,7 @@
 """What an order asks of a site's answer for the sake of privacy: `Order.privacy`, checked.
 
-A coordinator proposes terms, for all sites alike; a site keeps to them or refuses, and its ledger decides whether it
-can afford them. Everything in them is public: nothing here is computed from anybody's data.
+A coordinator proposes terms, for all sites alike; a site keeps to them or refuses, and its ledger decides whether
+it can afford them. Everything in them is public: nothing here is computed from anybody's data.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ WEIGHTS = ("equal", "noised")
 class RecordTerms:
     """Neighbouring data differ by one person at one site, who is added or removed.
 
-    noise_multiplier: standard deviation of the noise over the clipping bound of one unit; 0 where the answer does not
-        depend on anybody's data (`Task.mechanisms` is then empty)
+    noise_multiplier: standard deviation of the noise over the clipping bound of one unit; 0 where the answer does
+        not depend on anybody's data (`Task.mechanisms` is then empty)
     clip: L2 bound of a unit's gradient
     sample_rate: chance that a unit is in a step (Poisson)
     steps: optimiser steps of a round

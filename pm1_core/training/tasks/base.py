@@ -32,8 +32,9 @@ class Task(ABC):
     guided: `train` hands its `guide` on to `train_epochs`, or does itself what `Guide` says. A task with a training
         loop of its own that does neither says False here; a strategy that needs a guide is then refused by name
         instead of being ignored in silence
-    private: `train` keeps to record-level terms in `Order.privacy`. A study that asks for them refuses a task that does
-        not say so
+    private: `train` keeps to record-level terms in `Order.privacy`. A study that asks for them refuses a task that
+        does not say so
+    grouped: its loss couples people, who are therefore clipped as groups (`RecordTerms.group_size`)
 
     `parameters` are those of an Order; `study` is what all sites share. Global tensors are float32 arrays
     whose names begin with the part they belong to ("genotype.22.", "statistics.phenotype.").
@@ -44,6 +45,7 @@ class Task(ABC):
     modalities: ClassVar[frozenset[Modality]]
     guided: ClassVar[bool] = True
     private: ClassVar[bool] = False
+    grouped: ClassVar[bool] = False
 
     def __init__(self, parameters: Mapping[str, Any], study: StudySummary) -> None:
         self.parameters = parameters

@@ -1,8 +1,8 @@
 """The sums of `statistics` and `tokens` under record-level privacy: bounded per person, and noised at the site.
 
-What leaves has the names and shapes of the exact sums, so that the coordinator makes statistics of them as ever. It
-is less: values are cut to ranges that the study's definition gives from public knowledge, and dosages are counted per
-chromosome, not per SNP, since class weights take no more and exact allele frequencies tell who is in them (Homer et
+What leaves has the names and shapes of the exact sums, so that the coordinator makes statistics of them as ever.
+It is less: values are cut to ranges that the study's definition gives from public knowledge, and dosages are
+counted per chromosome, not per SNP, since class weights take no more and exact allele frequencies tell who is in them (Homer et
 al. 2008, "Resolving individuals contributing trace amounts of DNA ...").
 """
 
@@ -37,8 +37,12 @@ def ranges(study: StudySummary) -> tuple[np.ndarray, np.ndarray]:
         if feature.kind == "continuous":
             given = columns[feature.column].range
             if not given:
-                remedy = "give `range: [lowest, highest]` from public knowledge, or use privacy.statistics=public"
-                raise ConfigError(refusal(f"study column {feature.column!r}", "noised sums need a range", remedy))
+                remedy = (
+                    "give `range: [lowest, highest]` from public knowledge, or use privacy.statistics=public"
+                )
+                raise ConfigError(
+                    refusal(f"study column {feature.column!r}", "noised sums need a range", remedy)
+                )
             centres[place], halves[place] = (given[0] + given[1]) / 2, (given[1] - given[0]) / 2
     return centres, halves
 
@@ -72,9 +76,10 @@ def add_phenotypes(
 
 
 def dosage_shares(dosages: np.ndarray) -> np.ndarray:
-    """Share of each dosage among a person's observed genotypes, float64 [n, 3] of rows [n, S]; 0 where there is none."""
-    counts = np.stack([(dosages == d).sum(1) for d in range(MISSING_DOSAGE)], 1)
-    return counts / np.maximum(1, counts.sum(1, keepdims=True))
+    """Share of each dosage among a person's observed genotypes, float64 [n, 3] of rows [n, S]; 0 if none was."""
+    counts = np.stack([(dosages == d).sum(1) for d in range(MISSING_DOSAGE)], 1).astype(np.float64)
+    shares: np.ndarray = counts / np.maximum(1, counts.sum(1, keepdims=True))
+    return shares
 
 
 def statistics_tensors(

@@ -90,10 +90,9 @@ class TokensTask(Task):
                     deviations = tokens - tensors[f"tokens.{modality}.mean"]
                     tokens = noised_sums.bounded_tokens(deviations**2 * raw.present[rows, span, None])
                 sums.add(modality, tokens)
-        shapes = {m: (s.stop - s.start, widths[m]) for m, s in TOKENS_OF.items()}
-        released = sums.released(
-            terms.noise_multiplier, secret_generator(), {**shapes, "present": (raw.present.shape[1],)}
-        )
+        shapes: dict[str, tuple[int, ...]] = {m: (s.stop - s.start, widths[m]) for m, s in TOKENS_OF.items()}
+        shapes["present"] = raw.present.shape[1:]
+        released = sums.released(terms.noise_multiplier, secret_generator(), shapes)
         out = {name: np.zeros(array.shape, np.float32) for name, array in tensors.items()}
         for modality, span in TOKENS_OF.items():
             prefix = f"tokens.{modality}."
