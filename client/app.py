@@ -8,8 +8,9 @@
 
 A site is a prepared store (read only), a folder of its own and the coordinator's public key. In a deployment they
 come from the SuperNode's `--node-config 'store="/data/store" folder="/state" trust="/etc/pm1/coordinator.pub"'`,
-with `tasks="tabular,other"` for tasks of installed packages; simulations build an app for their sites with
-`make_app`.
+with `tasks="tabular,other"` for tasks of installed packages, `ledger="/safe/ledger.jsonl"` for another place than
+the folder, and `unprotected=true` to answer studies without differential privacy although there is a ledger.
+Simulations build an app for their sites with `make_app`.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ def from_node_config(context: Context) -> SitePaths:
         tasks=tuple(name for name in str(config.get("tasks", "")).split(",") if name),
         alone=str(config.get("alone", True)).lower() == "true",
         threads=_threads(config.get("threads", 0)),
+        ledger=str(config.get("ledger", "")),
+        unprotected=str(config.get("unprotected", False)).lower() == "true",
     )
 
 

@@ -8,8 +8,10 @@ from then on; the cells are kept, so that the same numbers are said for the whol
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,11 +20,21 @@ from pm1_core.data.store import Store
 from pm1_core.fields import Modality, Split
 from pm1_core.privacy.noise import gaussian, secret_generator
 from pm1_core.privacy.terms import RecordTerms
-from pm1_core.training.tasks import Task
+
+if TYPE_CHECKING:
+    from pm1_core.training.tasks import Task
 
 Counts = dict[str, int]
 
 _SETS = tuple(frozenset(chosen) for size in (1, 2, 3) for chosen in combinations(Modality, size))
+
+
+@dataclass(frozen=True)
+class NoisedCells:
+    """`cells` with noise, whole numbers of at least 0, int64 [3, 7]. noise_multiplier: with which it was drawn"""
+
+    people: np.ndarray
+    noise_multiplier: float
 
 
 def exact(task: Task, store: Store) -> Counts:
@@ -33,8 +45,9 @@ def exact(task: Task, store: Store) -> Counts:
 
 
 def equal(task: Task, store: Store) -> Counts:
-    """1 for 1 or more."""
-    return {name: min(1, count) for name, count in exact(task, store).items()}
+    """1 for training, and for each modality that the site has at all: which those are is taken to be public."""
+    has = {m: int(len(store.people(None, m)) > 0) for m in Modality if m in task.modalities}
+    return {**dict.fromkeys(Split, 0), Split.TRAIN: max(has.values(), default=0), **has}
 
 
 def cells(store: Store) -> np.ndarray:
@@ -49,15 +62,17 @@ def cells(store: Store) -> np.ndarray:
     return found
 
 
-def noised_cells(store: Store, terms: RecordTerms, file: Path) -> np.ndarray:
-    """The noised cells [3, 7] of this study, whole numbers of at least 0, drawn once and kept in `file`.
+def noised_cells(store: Store, terms: RecordTerms, file: Path) -> NoisedCells:
+    """The noised cells of this study, drawn once and kept in `file`, whatever is asked later.
 
     A Gaussian release of sensitivity 1 and multiplier `terms.counts`; rounding and cutting come after it.
     """
     if not file.exists():
         drawn = gaussian(cells(store).astype(np.float64), 1.0, terms.counts, secret_generator())
-        atomic.write_json(file, np.maximum(0, np.rint(drawn)).astype(int).tolist())
-    return np.array(atomic.read_json(file), np.int64)
+        people = np.maximum(0, np.rint(drawn)).astype(int).tolist()
+        atomic.write_json(file, {"noise_multiplier": terms.counts, "people": people})
+    content = atomic.read_json(file)
+    return NoisedCells(np.array(content["people"], np.int64), float(content["noise_multiplier"]))
 
 
 def from_cells(task: Task, held: np.ndarray) -> Counts:

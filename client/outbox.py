@@ -2,15 +2,17 @@
 
 `outbox.jsonl` in the site's folder has one line per answer: what, study phase, round, bytes, SHA-256 of every
 object, facts, and the names of the figures. A trained or evaluated round is a *release*: it is on the site's disk
-before it leaves, under the digest of the request, and whoever asks the same again gets the same bytes again.
+before it leaves, under the digest of the request, and whoever asks the same again gets the same bytes again. It is
+kept, then paid for (client.guarantee), then sent.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from flwr.app import RecordDict
@@ -30,6 +32,8 @@ class Release:
 
     request: digest of the request that it answers; objects: digests of its tensors, in order
     figures: weight, weights by modality, and metrics
+    mechanisms: what it releases of people here, for the ledger; protected: whether its order had terms of privacy
+    statement: what it is, in the ledger's words
     """
 
     request: str
@@ -38,16 +42,21 @@ class Release:
     round: int
     objects: list[str]
     figures: Mapping[str, float] = field(default_factory=dict)
+    mechanisms: list[dict[str, Any]] = field(default_factory=list)
+    protected: bool = False
+    statement: str = ""
 
 
 class Outbox:
     """Keeps releases of one study, packs a site's answers, and writes down what left.
 
     log: outbox.jsonl, of all studies; folder: where this study's releases are kept
+    pay: charges a release that is on disk to the site's ledger, or raises PrivacyError; before that nothing leaves
     """
 
-    def __init__(self, site: str, log: Path, folder: Path) -> None:
+    def __init__(self, site: str, log: Path, folder: Path, pay: Callable[[Release], None]) -> None:
         self.site = site
+        self.pay = pay
         self.log = log
         self.folder = folder
         self.objects = ObjectStore(folder / "objects")
@@ -57,24 +66,16 @@ class Outbox:
         file = self.folder / f"{request}.json"
         return Release(**atomic.read_json(file)) if file.exists() else None
 
-    def keep(
-        self,
-        request: str,
-        kind: str,
-        phase: str,
-        round_number: int,
-        tensors: Iterable[tuple[str, np.ndarray]],
-        figures: Mapping[str, float],
-    ) -> Release:
-        """Put a release on disk. Once this returns, it is what this site answers to `request` for good."""
-        digests = self.objects.put_all(tensors)
-        release = Release(request, kind, phase, round_number, digests, dict(figures))
-        atomic.write_json(self.folder / f"{request}.json", asdict(release))
+    def keep(self, release: Release, tensors: Iterable[tuple[str, np.ndarray]]) -> Release:
+        """Put a release and its tensors on disk. Once this returns, it is the answer to its request for good."""
+        release = replace(release, objects=self.objects.put_all(tensors))
+        atomic.write_json(self.folder / f"{release.request}.json", asdict(release))
         self._forget(release)
         return release
 
     def answer(self, release: Release, again: bool) -> RecordDict:
-        """A release as a reply: small objects in it, of large ones the digests."""
+        """A release as a reply: small objects in it, of large ones the digests. Paid for before it is packed."""
+        self.pay(release)
         sizes = [self.objects.size(digest) for digest in release.objects]
         inline = sum(sizes) <= records.INLINE_BYTES
         objects = [(d, self.objects.read(d)) for d in release.objects] if inline else []
@@ -93,6 +94,7 @@ class Outbox:
             raise FederationError(
                 refusal(f"object {digest[:12]}", "no release of this site has it", "ask for the round again")
             )
+        self.pay(release)
         self._write_down("piece", release, [digest], [self.objects.size(digest)], {})
         facts: dict[str, records.Fact] = {"site": self.site, "request": request}
         return records.pack("site", facts, [(digest, self.objects.read(digest))])

@@ -2,6 +2,7 @@
 
     store/                        the prepared data, read only
     folder/outbox.jsonl           what left, see client.outbox
+    folder/ledger.jsonl           what it cost, see pm1_core.privacy.ledger
     folder/studies/<hash>/        everything of one study:
         checkpoint.json           the newest checkpoint that the coordinator handed out, with its signature
         parts/                    its tensors, by SHA-256
@@ -16,13 +17,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from flwr.app import RecordDict
 
-from client.outbox import Outbox
+from client.outbox import Outbox, Release
 from pm1_core import atomic
 from pm1_core.checkpoint import Checkpoint, State
 from pm1_core.data.store import Store
@@ -33,6 +35,9 @@ from pm1_core.update import Tensors
 from pm1_core.validate import refusal
 from strategies import records
 
+if TYPE_CHECKING:
+    from client.guarantee import Guarantee
+
 
 @dataclass(frozen=True)
 class SitePaths:
@@ -42,6 +47,8 @@ class SitePaths:
     tasks: names of tasks of installed packages that this site agrees to run, beside PM1's own
     alone: no other site works on this machine, so that its energy is this site's
     threads: cores that training uses; 0 leaves it to torch
+    ledger: file of the site's ledger; "" for `ledger.jsonl` in its folder
+    unprotected: answer studies without differential privacy although the site has a ledger
     """
 
     store: str
@@ -50,6 +57,8 @@ class SitePaths:
     tasks: tuple[str, ...] = ()
     alone: bool = False
     threads: int = 0
+    ledger: str = ""
+    unprotected: bool = False
 
 
 class LackingError(PM1Error):
@@ -71,8 +80,19 @@ class Site:
         self.checkpoint = _trusted(self._manifest, paths.trust)
         self.folder = Path(paths.folder) / "studies" / self.checkpoint.config[:16]
         self.objects = ObjectStore(self.folder / "parts")
-        self.outbox = Outbox(self.store.site, Path(paths.folder) / "outbox.jsonl", self.folder / "releases")
+        log = Path(paths.folder) / "outbox.jsonl"
+        self.outbox = Outbox(self.store.site, log, self.folder / "releases", self._pay)
         self._came_along = self._receive(content, passing)
+
+    @cached_property
+    def guarantee(self) -> Guarantee:
+        """What this study's answers are held against, with the site's ledger."""
+        # Imported here: accountants take a second, and most messages only move objects.
+        from client.guarantee import Guarantee
+        from pm1_core.privacy.ledger import Ledger
+
+        study = f"{self.checkpoint.study}-{self.checkpoint.config[:8]}"
+        return Guarantee(Ledger(self._ledger), study, self.paths.unprotected)
 
     def receive(self) -> RecordDict:
         """Objects were kept: say which of the checkpoint's are still not here."""
@@ -110,6 +130,14 @@ class Site:
         """Digests of objects of `parts` that are not on this disk."""
         wanted = {digest for part in parts for digest in self.checkpoint.parts[part]}
         return sorted(digest for digest in wanted if digest not in self.objects)
+
+    @property
+    def _ledger(self) -> Path:
+        return Path(self.paths.ledger or Path(self.paths.folder) / "ledger.jsonl")
+
+    def _pay(self, release: Release) -> None:
+        if release.mechanisms or self._ledger.exists():
+            self.guarantee.pay(release)
 
     def _receive(self, content: RecordDict, passing: bool) -> dict[str, np.ndarray] | None:
         """Keep the objects that came along, but for the round's own if `passing` and all of them did."""

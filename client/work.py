@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from flwr.app import RecordDict
 
+from client.guarantee import statement
+from client.outbox import Release
 from client.site import LackingError, Site
 from pm1_core import encoding
 from pm1_core.energy import Meter
@@ -19,15 +21,16 @@ from pm1_core.training import methods
 from pm1_core.training.memory import Memory
 from pm1_core.training.order import Order, derived_seed
 from pm1_core.training.tasks import Task, allowed_tasks, build_task
-from pm1_core.update import Tensors
+from pm1_core.update import Tensors, Update
 from pm1_core.validate import refusal
 from strategies import records
 
 
 @dataclass(frozen=True)
 class Request:
-    """An order whose tensors are on this disk; `digest` is what both ends know it by."""
+    """An order whose tensors are on this disk. kind: "train" or "evaluate"; digest: what both ends know it by."""
 
+    kind: str
     digest: str
     order: Order
 
@@ -42,7 +45,7 @@ class Work(Site):
         for text in records.list_of(self.facts, "orders"):
             order = Order.from_json(text)
             try:
-                phases[order.phase] = self._counts(self._task(order))
+                phases[order.phase] = self._counts(self._task(order), order)
             except PM1Error as error:
                 phases[order.phase] = {"refused": str(error)}
         facts: dict[str, records.Fact] = {
@@ -53,7 +56,10 @@ class Work(Site):
         return self.outbox.tell("ready", facts)
 
     def train(self) -> RecordDict:
-        """Train one round and release the update, with figures of the received model on validation people."""
+        """Train one round and release the update, with figures of the received model on validation people.
+
+        Under terms of privacy the update is all that leaves, with the numbers that are public.
+        """
         request, task = self._request("train")
         held = self.outbox.held(request.digest)
         if held is not None:
@@ -62,22 +68,20 @@ class Work(Site):
         if self.paths.threads:
             torch.set_num_threads(self.paths.threads)
         self._take_back(order)
-        before = self._figures(task, request, [Split.VALIDATION]) if self.facts.get("validate") else {}
+        figured = self.facts.get("validate") and not order.privacy
+        before = self._figures(task, request, [Split.VALIDATION]) if figured else {}
         with Meter() as meter:
             update = methods.train(task, self.store, order, self.state(), received, self.memory())
+        if order.privacy:
+            update = self._as_agreed(task, order, update, received)
         figures = {"weight": update.weight, **update.metrics, **before}
         figures |= {f"weight.{modality}": count for modality, count in update.examples.items()}
-        if meter.joules is not None and self.paths.alone:
+        if meter.joules is not None and self.paths.alone and not order.privacy:
             figures["energy_joules"] = meter.joules
-        release = self.outbox.keep(
-            request.digest,
-            "train",
-            order.phase,
-            order.round,
-            self._encoded(task, order, update.tensors, received),
-            figures,
+        tensors = self._encoded(task, order, update.tensors, received)
+        return self.outbox.answer(
+            self.outbox.keep(self._release(request, task, figures), tensors), again=False
         )
-        return self.outbox.answer(release, again=False)
 
     def evaluate(self) -> RecordDict:
         """Figures of the sent model on validation and test people, and sums from which areas are computed."""
@@ -91,10 +95,45 @@ class Work(Site):
         scores: Tensors = {}
         if task.examples(self.store, Split.TEST):
             scores = methods.scores(task, self.store, order, state, received, memory, Split.TEST, after=True)
-        release = self.outbox.keep(
-            request.digest, "evaluate", order.phase, order.round, sorted(scores.items()), figures
+        release = self._release(request, task, figures)
+        return self.outbox.answer(self.outbox.keep(release, sorted(scores.items())), again=False)
+
+    def _release(self, request: Request, task: Task, figures: Mapping[str, float]) -> Release:
+        """What answers a request, but for its tensors, with what it costs."""
+        order = request.order
+        return Release(
+            request=request.digest,
+            kind=request.kind,
+            phase=order.phase,
+            round=order.round,
+            objects=[],
+            figures=figures,
+            mechanisms=[item.to_json() for item in task.mechanisms(order)],
+            protected=bool(order.privacy),
+            statement=statement(order, request.kind),
         )
-        return self.outbox.answer(release, again=False)
+
+    def _as_agreed(self, task: Task, order: Order, update: Update, received: Tensors) -> Update:
+        """The update with the weights that the site declared, the number of steps, and every tensor of its part.
+
+        Which tensors were trained, and on how many people, would tell of people here.
+        """
+        said = self.guarantee.counts(task, order, self.store, self.folder)
+        weighed = {m: float(said[m]) for m in Modality if m in task.modalities}
+        stays = methods.Method.of(order).stays
+        tensors = dict(update.tensors)
+        for name in received:
+            if name not in tensors and not stays(name):
+                # Of a control variate the change is sent.
+                array = received[name]
+                tensors[name] = np.zeros_like(array) if name.startswith(methods.CONTROL) else array
+        summed = task.aggregation == "sum"
+        return Update(
+            tensors,
+            1.0 if summed else float(said[Split.TRAIN]),
+            {name: value for name, value in update.metrics.items() if name == "steps"},
+            {} if summed else weighed,
+        )
 
     def _request(self, kind: str) -> tuple[Request, Task]:
         """The order at this site and its task. Raises LackingError if objects that it needs are not here."""
@@ -108,7 +147,8 @@ class Work(Site):
                 refusal(f"phase {order.phase!r}", f"{len(lacking)} objects are not here", "send them first")
             )
         digest = records.request_digest(kind, text, self.checkpoint.hash)
-        return Request(digest, order.at(self.store.site)), task
+        self.guarantee.require(task, order, kind)
+        return Request(kind, digest, order.at(self.store.site)), task
 
     def _figures(
         self, task: Task, request: Request, splits: list[Split], after: bool = False
@@ -155,10 +195,7 @@ class Work(Site):
     def _task(self, order: Order) -> Task:
         return build_task(order, self.store.study, allowed_tasks(self.paths.tasks))
 
-    def _counts(self, task: Task) -> dict[str, int | str]:
-        """People by split, and training people by modality."""
-        counts: dict[str, int | str] = {split: task.examples(self.store, split) for split in Split}
-        for modality in Modality:
-            if modality in task.modalities:
-                counts[modality] = len(self.store.people(Split.TRAIN, modality))
-        return counts
+    def _counts(self, task: Task, order: Order) -> dict[str, int | str]:
+        """How many people there are for a phase, if an answer to its orders could be given."""
+        self.guarantee.require(task, order)
+        return {**self.guarantee.counts(task, order, self.store, self.folder)}

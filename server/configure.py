@@ -76,7 +76,7 @@ def build_study(config: Mapping[str, Any]) -> Study:
 
 
 def with_privacy(phases: tuple[Phase, ...], config: Mapping[str, Any]) -> tuple[tuple[Phase, ...], str]:
-    """The phases under the study's guarantee, and the guarantee in words. Raises ConfigError if it cannot be kept."""
+    """The phases under the study's guarantee, and it in words. Raises ConfigError if it cannot be kept."""
     privacy = config["privacy"]
     unit = require_choice("key 'privacy.unit'", privacy["unit"], UNITS, ConfigError)
     if unit == "none":

@@ -5,8 +5,8 @@
         -> the noise multiplier of each, by shares, for which all of them composed keep to the budget
         -> Phase.privacy, which sites get with every order
 
-The figure holds for all releases of the study at one site. What else a site releases, of other studies or of the one
-that this starts from, is in its ledger.
+The figure holds for all releases of the study at one site. What else a site releases, of other studies or of the
+one that this starts from, is in its ledger.
 """
 
 from __future__ import annotations

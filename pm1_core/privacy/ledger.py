@@ -124,16 +124,11 @@ class Ledger:
         if not given:
             return Charge(new=False, line=0)
         with self._locked():
-            state = self._opened()
+            self._opened()
             held = self._held(request, release_hash)
             if held:
                 return Charge(new=False, line=held)
-            for unit in sorted({item.unit for item in given}):
-                if unit not in state.budget:
-                    raise PrivacyError(
-                        refusal(self.path, f"found no budget of unit {unit!r}", "ask the site's IT for one")
-                    )
-            self._require_affordable(given, f"round {round} of {phase!r} in study {study!r}")
+            self.require(given, f"round {round} of {phase!r} in study {study!r}")
             line = {
                 "what": "charge",
                 **release_facts(study, phase, round, request, release_hash, statement),
@@ -180,6 +175,21 @@ class Ledger:
             within([*self.mechanisms(unit), *seen_by(unit, given)], epsilon, delta)
             for unit, (epsilon, delta) in state.budget.items()
         )
+
+    def require(self, mechanisms: Iterable[Mechanism], what: str) -> None:
+        """Raise PrivacyError unless a release of `mechanisms`, called `what`, could be charged now. Writes nothing.
+
+        Asked before the work of making a release; `charge` asks again.
+        """
+        given = tuple(mechanisms)
+        state = self._opened()
+        for unit in sorted({item.unit for item in given}):
+            if unit not in state.budget:
+                raise PrivacyError(
+                    refusal(self.path, f"found no budget of unit {unit!r}", "ask the site's IT for one")
+                )
+        if given:
+            self._require_affordable(given, what)
 
     def mechanisms(self, unit: str = RECORD) -> tuple[Mechanism, ...]:
         """All charges, as the unit sees them."""

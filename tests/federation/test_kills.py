@@ -189,7 +189,7 @@ def test_a_release_once_made_is_sent_again_even_if_noise_would_now_be_drawn_anew
 
 
 def test_a_torn_line_of_the_outbox_stays_a_line_of_its_own(tmp_path: Path) -> None:
-    outbox = Outbox("north", tmp_path / "outbox.jsonl", tmp_path / "releases")
+    outbox = Outbox("north", tmp_path / "outbox.jsonl", tmp_path / "releases", lambda release: None)
     outbox.tell("ready", {"lacking": []})
     whole = (tmp_path / "outbox.jsonl").read_text()
     (tmp_path / "outbox.jsonl").write_text(whole + whole[:20])
