@@ -8,6 +8,7 @@ from typing import Any
 import strategies
 from pm1_core.errors import ConfigError
 from pm1_core.gates import Gates
+from pm1_core.privacy.accounting import Epsilon
 from pm1_core.training.adapters import pin_base
 from pm1_core.training.tasks import TASKS, allowed_tasks, task_class
 from pm1_core.validate import refusal, require_choice
@@ -58,7 +59,7 @@ def build_study(config: Mapping[str, Any]) -> Study:
         if task in ("statistics", "tokens", "reference"):
             phase.pop("loop")
         phases[name] = phase
-    planned, statement = with_privacy(expand(phases), config)
+    planned, epsilon = with_privacy(expand(phases), config)
     return Study(
         name=config["study"]["name"],
         seed=config["seed"],
@@ -69,23 +70,38 @@ def build_study(config: Mapping[str, Any]) -> Study:
         grace=config["grace"],
         norm_limit=config["norm_limit"],
         encoding=config["encoding"],
-        privacy=statement,
+        privacy=f"differential privacy: {epsilon}" if epsilon else NO_PRIVACY,
         gates=Gates(**config["gates"]),
         start_from=config["start_from"],
+        guarantee=_figures(epsilon),
     )
 
 
-def with_privacy(phases: tuple[Phase, ...], config: Mapping[str, Any]) -> tuple[tuple[Phase, ...], str]:
-    """The phases under the study's guarantee, and it in words. Raises ConfigError if it cannot be kept."""
+def with_privacy(
+    phases: tuple[Phase, ...], config: Mapping[str, Any]
+) -> tuple[tuple[Phase, ...], Epsilon | None]:
+    """The phases under the study's guarantee, and what it is. Raises ConfigError if it cannot be kept."""
     privacy = config["privacy"]
     unit = require_choice("key 'privacy.unit'", privacy["unit"], UNITS, ConfigError)
     if unit == "none":
         if privacy["epsilon"] is not None:
             remedy = "choose privacy=record, or leave epsilon out"
             raise ConfigError(refusal("key 'privacy.epsilon'", "privacy.unit is none", remedy))
-        return phases, NO_PRIVACY
+        return phases, None
     allowed = allowed_tasks(config["site"].get("tasks", ()))
     return with_record_terms(phases, privacy, config["seed"], allowed)
+
+
+def _figures(epsilon: Epsilon | None) -> dict[str, Any]:
+    """An epsilon with all that it depends on."""
+    if epsilon is None:
+        return {}
+    return {
+        "epsilon": epsilon.value,
+        "delta": epsilon.delta,
+        "unit": epsilon.unit,
+        "accountant": epsilon.accountant,
+    }
 
 
 def own_parameters(name: str, phase: Mapping[str, Any]) -> Mapping[str, Any]:

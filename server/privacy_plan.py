@@ -19,6 +19,7 @@ from typing import Any
 
 from pm1_core.data.summary import nobody
 from pm1_core.errors import ConfigError
+from pm1_core.privacy.accounting import Epsilon
 from pm1_core.privacy.calibration import Calibration, Plan, calibrate
 from pm1_core.privacy.mechanisms import Mechanism
 from pm1_core.privacy.terms import RecordTerms, to_order
@@ -57,8 +58,8 @@ def public_phase(phase: Mapping[str, Any], privacy: Privacy) -> dict[str, Any]:
 
 def with_record_terms(
     phases: Sequence[Phase], privacy: Privacy, seed: int, allowed: Collection[str] = ()
-) -> tuple[tuple[Phase, ...], str]:
-    """The phases with the terms under which sites answer, and the statement of what that amounts to.
+) -> tuple[tuple[Phase, ...], Epsilon]:
+    """The phases with the terms under which sites answer, and what all they release amounts to at a site.
 
     Raises ConfigError naming a phase whose task keeps no such terms or that has no share of the budget, and if no
     noise keeps to the budget.
@@ -89,7 +90,7 @@ def with_record_terms(
         planned += [replace(phase, privacy=to_order(agreed)) for phase in members]
     order = {phase.name: place for place, phase in enumerate(phases)}
     planned.sort(key=lambda phase: order[phase.name])
-    return tuple(planned), f"differential privacy: {found.epsilon}"
+    return tuple(planned), replace(found.epsilon, delta=float(privacy["delta"]))
 
 
 def _alike(phases: Sequence[Phase]) -> dict[str, list[Phase]]:

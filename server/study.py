@@ -59,6 +59,7 @@ class Study:
     gates: what a checkpoint has to keep before it may be released
     start_from: hash of the released checkpoint of another run that this one starts from; "" starts afresh
     secure: how sums over sites are formed without opening an update; {} sends updates in the clear
+    guarantee: {"epsilon", "accountant", "delta", "unit"} of all releases of the study at a site; {} for none
     """
 
     name: str
@@ -74,6 +75,7 @@ class Study:
     gates: Gates = field(default_factory=Gates)
     start_from: str = ""
     secure: Mapping[str, Any] = field(default_factory=dict)
+    guarantee: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         require_choice(f"study {self.name!r}, encoding", self.encoding, ENCODINGS, ConfigError)

@@ -124,10 +124,22 @@ def _header(run: Path, config: Mapping[str, Any], study: Study, began: float) ->
         "seed": study.seed,
         "started": datetime.fromtimestamp(began, UTC).isoformat(timespec="seconds"),
         "seconds": round(time.time() - began, 1),
-        "privacy": {"mechanism": "none", "secure_aggregation": False},
+        "privacy": _protection(study),
         "config_hash": study.hash[:12],
         "versions": {name: importlib.metadata.version(name) for name in ("pm1", "flwr", "torch")},
     }
+
+
+def _protection(study: Study) -> dict[str, Any]:
+    """What protects the updates: the figure is that of the study's own releases at each site."""
+    secure = bool(study.secure)
+    unit = next((phase.privacy["unit"] for phase in study.phases if phase.privacy), None)
+    if unit is None:
+        return {"mechanism": "none", "secure_aggregation": secure}
+    mechanism = {"record": "clipped and noised training at the sites", "site": "noise in the secure sum"}[
+        unit
+    ]
+    return {"mechanism": mechanism, "secure_aggregation": secure, **study.guarantee}
 
 
 def _raised(workspace: Workspace) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from pm1_core import atomic
 from pm1_core.checkpoint import CheckpointFolder
 from pm1_core.data.definition import load_definition
 from pm1_core.errors import ConfigError
+from pm1_core.privacy.accounts import Budget
+from pm1_core.privacy.ledger import Ledger
 from pm1_core.signing import Signer, Trust, public_file
 from pm1_core.training.adapters import pin_base
 from pm1_core.training.tasks import allowed_tasks
@@ -54,7 +56,8 @@ def run(config: dict[str, Any], stages: Stages) -> Path:
     atomic.write_text(folder / "config.yaml", compose.to_yaml(config))
     study = build_study(config)
     tasks = allowed_tasks(config["site"]["tasks"])
-    federate(study, workspace, folder, config["engine"], stages, config["workers"], tasks)
+    budget = budget_of(config["privacy"])
+    federate(study, workspace, folder, config["engine"], stages, config["workers"], tasks, budget)
     # A finished run is not assessed twice: the figures follow from the checkpoint and the configuration.
     latest = CheckpointFolder(folder / "checkpoints").latest()
     key = {
@@ -95,6 +98,13 @@ def with_base(config: dict[str, Any], workspace: Workspace) -> dict[str, Any]:
     return {**config, "model": {**config["model"], "fundus": fundus}}
 
 
+def budget_of(privacy: Mapping[str, Any]) -> Budget | None:
+    """What each site's ledger is opened with, for a study that keeps to it exactly; None without privacy."""
+    if privacy["unit"] == "none":
+        return None
+    return {privacy["unit"]: (float(privacy["epsilon"]), float(privacy["delta"]))}
+
+
 def federate(
     study: Study,
     workspace: Workspace,
@@ -103,16 +113,26 @@ def federate(
     stages: Stages,
     workers: int = 1,
     tasks: tuple[str, ...] = (),
+    budget: Budget | None = None,
+    ledgers: Path | None = None,
 ) -> None:
-    """Run what is left of `study` over the workspace's members."""
+    """Run what is left of `study` over the workspace's members.
+
+    budget: of each site's ledger, which is opened where there is none yet; None for sites without one
+    ledgers: folder of the ledgers, one of each site, where several runs share them; None for this run's own
+    """
     summary = load_definition(workspace.definition).summary
     key = folder / "keys" / "coordinator.pem"
     signer = Signer.at(key)
     trust = str(public_file(key).resolve())
-    sites = [
-        SitePaths(str(store.resolve()), str((folder / "sites" / site).resolve()), trust, tasks)
-        for site, store in workspace.stores.items()
-    ]
+    sites = []
+    for site, store in workspace.stores.items():
+        own = (folder / "sites" / site).resolve()
+        ledger = Ledger((ledgers / f"{site}.jsonl").resolve() if ledgers else own / Ledger.NAME)
+        if budget and not ledger.exists:
+            ledger.path.parent.mkdir(parents=True, exist_ok=True)
+            ledger.open(site, budget)
+        sites.append(SitePaths(str(store.resolve()), str(own), trust, tasks, ledger=str(ledger.path)))
     with stages.stage(f"federated training ({engine})") as step:
 
         def coordinate(grid: Grid) -> Coordinator:
