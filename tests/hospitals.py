@@ -37,8 +37,8 @@ def write_hospitals(folder: Path, seed: int = 7) -> dict[str, Path]:
         "split_key": "42",
         "variants": "variants.tsv",
         "columns": [
-            {"name": "age", "kind": "continuous", "unit": "years"},
-            {"name": "pressure", "kind": "continuous", "unit": "mmHg"},
+            {"name": "age", "kind": "continuous", "unit": "years", "range": [0, 120]},
+            {"name": "pressure", "kind": "continuous", "unit": "mmHg", "range": [50, 250]},
             {"name": "sex", "kind": "binary"},
             {"name": "smoking", "kind": "categorical", "categories": ["never", "previous", "current"]},
             {"name": "disease", "kind": "binary"},

@@ -27,6 +27,8 @@ class BoundedSums:
     def add(self, block: str, rows: np.ndarray) -> None:
         """Add people's rows [n, ...], each cut to the block's bound; what is not finite counts as zero."""
         rows = np.asarray(rows, np.float64)
+        if not len(rows):
+            return
         flat = np.where(np.isfinite(rows), rows, 0.0).reshape(len(rows), -1)
         norms = np.linalg.norm(flat, axis=1)
         cut = np.minimum(1.0, self.bounds[block] / np.maximum(norms, 1e-300))

@@ -2,8 +2,8 @@
 
 What leaves has the names and shapes of the exact sums, so that the coordinator makes statistics of them as ever.
 It is less: values are cut to ranges that the study's definition gives from public knowledge, and dosages are
-counted per chromosome, not per SNP, since class weights take no more and exact allele frequencies tell who is in them (Homer et
-al. 2008, "Resolving individuals contributing trace amounts of DNA ...").
+counted per chromosome, not per SNP, since class weights take no more and exact allele frequencies tell who is in
+them (Homer et al. 2008, "Resolving individuals contributing trace amounts of DNA ...").
 """
 
 from __future__ import annotations
@@ -21,9 +21,15 @@ from pm1_core.validate import refusal
 Shapes = Mapping[str, tuple[int, ...]]
 
 _PHENOTYPE, _GENOTYPE, _TOKENS = "statistics.phenotype.", "statistics.genotype.", "tokens."
+_VALUE_BOUND, _SQUARE_BOUND = 0.6, 0.15
+"""Times sqrt(features): the norms to which a person's values and squares, in units of half the range, are cut. With
+ranges of five standard deviations to either side typical rows have a third and half of that; noise is in proportion
+to the bound, and cutting the few longer rows costs less than noise for a bound that nobody reaches."""
 _TOKEN_BOUND = 2.0
 """Times sqrt(width): the L2 norm to which a token is cut for its statistics. A latent of unit variance has norm
 sqrt(width), as has a fundus token after its LayerNorm."""
+_USUAL = 0.2
+"""Of half the range: the standard deviation of a column whose noised variance is not above zero."""
 
 
 def ranges(study: StudySummary) -> tuple[np.ndarray, np.ndarray]:
@@ -51,8 +57,8 @@ def statistics_sums(study: StudySummary, round_number: int, chromosomes: int) ->
     """The blocks of one round: who is observed, values and dosages; in round 2 squared deviations."""
     features = max(1, len(study.features))
     if round_number > 1:
-        return BoundedSums({"square": features**0.5})
-    bounds = {"observed": features**0.5, "value": features**0.5}
+        return BoundedSums({"square": _SQUARE_BOUND * features**0.5})
+    bounds = {"observed": features**0.5, "value": _VALUE_BOUND * features**0.5}
     return BoundedSums({**bounds, "dosage": chromosomes**0.5} if chromosomes else bounds)
 
 
@@ -65,14 +71,15 @@ def add_phenotypes(
 ) -> None:
     """Add people's values [n, K] and observed entries [n, K]; mean: float64 [K], of round 1."""
     centres, halves = ranges(study)
+    continuous = np.array([feature.kind == "continuous" for feature in study.features])
     for values, observed in chunks:
         if round_number == 1:
             sums.add("observed", observed)
             sums.add("value", np.clip((values - centres) / halves, -1, 1) * observed)
         else:
-            # Both lie in the range, so half a deviation over the half-width is at most one.
-            deviation = (np.clip(values, centres - halves, centres + halves) - mean) / (2 * halves)
-            sums.add("square", np.clip(deviation**2, 0, 1) * observed)
+            # What a binary feature varies by follows from its mean, which has been paid for.
+            deviation = np.clip((values - mean) / halves, -1, 1)
+            sums.add("square", deviation**2 * observed * continuous)
 
 
 def dosage_shares(dosages: np.ndarray) -> np.ndarray:
@@ -89,7 +96,7 @@ def statistics_tensors(
     centres, halves = ranges(study)
     out = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
     if round_number > 1:
-        out[_PHENOTYPE + "std"] = (released["square"] * (2 * halves) ** 2).astype(np.float32)
+        out[_PHENOTYPE + "std"] = (released["square"] * halves**2).astype(np.float32)
         return out
     out[_PHENOTYPE + "count"] = released["observed"].astype(np.float32)
     sums = released["value"] * halves + released["observed"] * centres
@@ -102,11 +109,28 @@ def statistics_tensors(
 
 
 def token_sums(widths: Mapping[Modality, int], round_number: int) -> BoundedSums:
-    """The blocks of one round: which tokens are present, and tokens; in round 2 their squared deviations."""
-    bounds = {
-        str(m): _TOKEN_BOUND * (widths[m] * (span.stop - span.start)) ** 0.5 for m, span in TOKENS_OF.items()
-    }
-    return BoundedSums(bounds if round_number > 1 else {**bounds, "present": 25**0.5})
+    """The blocks of one round: which tokens are present, and tokens; in round 2 mean squares of each token."""
+    places = {m: span.stop - span.start for m, span in TOKENS_OF.items()}
+    if round_number > 1:
+        return BoundedSums({str(m): _TOKEN_BOUND**2 * n**0.5 for m, n in places.items()})
+    bounds = {str(m): _TOKEN_BOUND * (widths[m] * n) ** 0.5 for m, n in places.items()}
+    return BoundedSums({**bounds, "present": sum(places.values()) ** 0.5})
+
+
+def squared_deviations(tokens: np.ndarray, mean: np.ndarray, present: np.ndarray) -> np.ndarray:
+    """Mean over dimensions of a token's squared deviation from `mean` [T, d], cut to its bound: [n, T].
+
+    One number for a token's dimensions: with one for each of them, noise would be what they differ by.
+    """
+    squares: np.ndarray = ((tokens - mean) ** 2).mean(-1)
+    return np.clip(squares, 0, _TOKEN_BOUND**2) * present
+
+
+def usual_deviation(study: StudySummary) -> np.ndarray:
+    """What stands for a standard deviation whose noised square is below zero, float64 [K]; 1 without a range."""
+    columns = {column.name: column for column in study.columns}
+    given = [columns[feature.column].range for feature in study.features]
+    return np.array([_USUAL * (r[1] - r[0]) / 2 if r else 1.0 for r in given])
 
 
 def bounded_tokens(tokens: np.ndarray) -> np.ndarray:

@@ -48,7 +48,8 @@ class ReferenceTask(Task):
     """Keys of `parameters`:
 
     kind: "statistics" reads "statistics.*" tensors from the file `base` (with its `base_sha256`, see
-        `pin_reference`), with the names and shapes of `StatisticsTask`; "tokens" leaves tokens as they are: mean 0, deviation 1
+        `pin_reference`), with the names and shapes of `StatisticsTask`; "tokens" leaves tokens as they are: mean
+        0, deviation 1
     widths: of tokens, as `TokensTask` has them
 
     The file is read by the coordinator alone. Raises ConfigError on a wrong parameter.

@@ -108,7 +108,10 @@ class StatisticsTask(Task):
             mean = aggregate[prefix + "mean"] / np.maximum(count, 1)
             return {**aggregate, prefix + "count": count, prefix + "mean": mean.astype(np.float32)}
         count, mean = tensors[prefix + "count"], tensors[prefix + "mean"]
-        deviation = np.sqrt(np.maximum(aggregate[prefix + "std"], 0) / np.maximum(count, 1))
+        squares = aggregate[prefix + "std"]
+        deviation = np.sqrt(np.maximum(squares, 0) / np.maximum(count, 1))
+        # Only noise brings a sum of squares below zero.
+        deviation = np.where(squares < 0, noised_sums.usual_deviation(self.study), deviation)
         kept = (count > 1) & (deviation > 1e-6 * np.maximum(1e-6, np.abs(mean)))
         binary = np.array([feature.kind == "binary" for feature in self.study.features], dtype=bool)
         scaled = kept & ~binary

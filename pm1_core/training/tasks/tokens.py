@@ -87,19 +87,23 @@ class TokensTask(Task):
                 tokens = np.where(raw.present[rows, span, None], raw.tokens[modality][rows], 0)
                 tokens = noised_sums.bounded_tokens(tokens)
                 if order.round > 1:
-                    deviations = tokens - tensors[f"tokens.{modality}.mean"]
-                    tokens = noised_sums.bounded_tokens(deviations**2 * raw.present[rows, span, None])
+                    mean = tensors[f"tokens.{modality}.mean"]
+                    tokens = noised_sums.squared_deviations(tokens, mean, raw.present[rows, span])
                 sums.add(modality, tokens)
-        shapes: dict[str, tuple[int, ...]] = {m: (s.stop - s.start, widths[m]) for m, s in TOKENS_OF.items()}
-        shapes["present"] = raw.present.shape[1:]
+        shapes: dict[str, tuple[int, ...]] = {"present": raw.present.shape[1:]}
+        for modality, span in TOKENS_OF.items():
+            places = span.stop - span.start
+            shapes[modality] = (places, widths[modality]) if order.round == 1 else (places,)
         released = sums.released(terms.noise_multiplier, secret_generator(), shapes)
         out = {name: np.zeros(array.shape, np.float32) for name, array in tensors.items()}
         for modality, span in TOKENS_OF.items():
             prefix = f"tokens.{modality}."
             if order.round == 1:
                 out[prefix + "count"] = released["present"][span].astype(np.float32)
-            new = "mean" if order.round == 1 else "std"
-            out[prefix + new] = released[modality].astype(np.float32)
+                out[prefix + "mean"] = released[modality].astype(np.float32)
+            else:
+                every = np.broadcast_to(released[modality][:, None], out[prefix + "std"].shape)
+                out[prefix + "std"] = every.astype(np.float32)
         return Update(out, 1.0, {})
 
     def advance(self, round_number: int, tensors: Tensors, aggregate: Tensors) -> Tensors:
