@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
 import time
@@ -40,13 +41,7 @@ class InProcessGrid(Grid):
                 node_id=node,
                 run_config={},
                 state=RecordDict(),
-                node_config={
-                    "store": paths.store,
-                    "folder": paths.folder,
-                    "trust": paths.trust,
-                    "tasks": ",".join(paths.tasks),
-                    "alone": paths.alone,
-                },
+                node_config={**dataclasses.asdict(paths), "tasks": ",".join(paths.tasks)},
             )
             for node, paths in enumerate(sites, start=2)
         }
