@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import strategies
@@ -19,6 +20,8 @@ ENCODERS = {"genotype": "latent", "phenotype": "latent", "fundus": "width"}
 """Trained encoders, and the key of their sizes that is the width of their tokens."""
 
 UNITS = ("none", "record")
+_OF_PEOPLE = ("max_auc_fall", "min_group_auc", "min_people", "max_loss_rise")
+"""Gates that are held against figures on people at the sites, or their number."""
 
 
 def build_study(config: Mapping[str, Any]) -> Study:
@@ -71,7 +74,7 @@ def build_study(config: Mapping[str, Any]) -> Study:
         norm_limit=config["norm_limit"],
         encoding=config["encoding"],
         privacy=f"differential privacy: {epsilon}" if epsilon else NO_PRIVACY,
-        gates=Gates(**config["gates"]),
+        gates=_gates(config, private=epsilon is not None),
         start_from=config["start_from"],
         guarantee=_figures(epsilon),
     )
@@ -90,6 +93,23 @@ def with_privacy(
         return phases, None
     allowed = allowed_tasks(config["site"].get("tasks", ()))
     return with_record_terms(phases, privacy, config["seed"], allowed)
+
+
+def _gates(config: Mapping[str, Any], private: bool) -> Gates:
+    """The gates; of those that need figures from people at sites, a private study has none.
+
+    Raises ConfigError if one of them was given another bound than the default, as if it could be held.
+    """
+    gates = Gates(**config["gates"])
+    if not private:
+        return gates
+    usual = Gates()
+    for name in _OF_PEOPLE:
+        value = getattr(gates, name)
+        if value is not None and value != getattr(usual, name):
+            found, remedy = f"found {value}; nobody pays for such figures", "use null, and evaluate elsewhere"
+            raise ConfigError(refusal(f"key 'gates.{name}', with privacy", found, remedy))
+    return replace(gates, **dict.fromkeys(_OF_PEOPLE))
 
 
 def _figures(epsilon: Epsilon | None) -> dict[str, Any]:
