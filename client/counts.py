@@ -46,7 +46,7 @@ def exact(task: Task, store: Store) -> Counts:
 
 def equal(task: Task, store: Store) -> Counts:
     """1 for training, and for each modality that the site has at all: which those are is taken to be public."""
-    has = {m: int(len(store.people(None, m)) > 0) for m in Modality if m in task.modalities}
+    has: Counts = {m: int(len(store.people(None, m)) > 0) for m in Modality if m in task.modalities}
     return {**dict.fromkeys(Split, 0), Split.TRAIN: max(has.values(), default=0), **has}
 
 

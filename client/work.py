@@ -119,7 +119,7 @@ class Work(Site):
         Which tensors were trained, and on how many people, would tell of people here.
         """
         said = self.guarantee.counts(task, order, self.store, self.folder)
-        weighed = {m: float(said[m]) for m in Modality if m in task.modalities}
+        weighed: dict[str, float] = {m: float(said[m]) for m in Modality if m in task.modalities}
         stays = methods.Method.of(order).stays
         tensors = dict(update.tensors)
         for name in received:

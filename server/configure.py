@@ -76,7 +76,7 @@ def build_study(config: Mapping[str, Any]) -> Study:
         privacy=f"differential privacy: {epsilon}" if epsilon else NO_PRIVACY,
         gates=_gates(config, private=epsilon is not None),
         start_from=config["start_from"],
-        guarantee=_figures(epsilon),
+        guarantee=_figures(epsilon, config["privacy"]),
     )
 
 
@@ -109,14 +109,16 @@ def _gates(config: Mapping[str, Any], private: bool) -> Gates:
         if value is not None and value != getattr(usual, name):
             found, remedy = f"found {value}; nobody pays for such figures", "use null, and evaluate elsewhere"
             raise ConfigError(refusal(f"key 'gates.{name}', with privacy", found, remedy))
-    return replace(gates, **dict.fromkeys(_OF_PEOPLE))
+    off: dict[str, Any] = dict.fromkeys(_OF_PEOPLE)
+    return replace(gates, **off)
 
 
-def _figures(epsilon: Epsilon | None) -> dict[str, Any]:
+def _figures(epsilon: Epsilon | None, privacy: Mapping[str, Any]) -> dict[str, Any]:
     """An epsilon with all that it depends on."""
     if epsilon is None:
         return {}
     return {
+        "budget": float(privacy["epsilon"]),
         "epsilon": epsilon.value,
         "delta": epsilon.delta,
         "unit": epsilon.unit,

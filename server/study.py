@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import strategies
@@ -59,7 +59,8 @@ class Study:
     gates: what a checkpoint has to keep before it may be released
     start_from: hash of the released checkpoint of another run that this one starts from; "" starts afresh
     secure: how sums over sites are formed without opening an update; {} sends updates in the clear
-    guarantee: {"epsilon", "accountant", "delta", "unit"} of all releases of the study at a site; {} for none
+    guarantee: {"epsilon", "accountant", "delta", "unit"} of all releases of the study at a site, and the "budget"
+        that was asked for; {} for none
     """
 
     name: str
@@ -114,6 +115,12 @@ class Study:
             phase.privacy,
             self.secure,
         )
+
+    @property
+    def unprotected(self) -> Study:
+        """The same study without privacy, which no site that has a ledger answers: what privacy is held against."""
+        phases = tuple(replace(phase, privacy={}) for phase in self.phases)
+        return replace(self, phases=phases, secure={}, guarantee={}, privacy="no differential privacy")
 
     def to_json(self) -> str:
         """Text with sorted keys."""

@@ -14,11 +14,12 @@ from pm1_core.data.store import Store
 from pm1_core.evaluation.cross_modal import TargetScores, cross_modal_table
 from pm1_core.fields import Modality, Split
 from pm1_core.training.local import train_locally
+from pm1_core.training.order import Order
 from pm1_core.training.pm1 import PM1
 from pm1_core.training.tasks import allowed_tasks, build_task, task_class
 from pm1_core.update import Tensors
 from server.configure import fusion_model
-from server.study import Study
+from server.study import Phase, Study
 from simulations.pooled import PooledStore
 from simulations.prediction import disease_scores
 from simulations.progress import Stages
@@ -39,7 +40,7 @@ def fusion_beside_pooled_and_alone(
 ) -> dict[str, Any]:
     """The report's `Methods` for the fusion phase, on the same test people. Encoders are the federation's."""
     phase = next(phase for phase in study.phases if phase.task == "fusion")
-    orders = [study.order(phase, number) for number in range(1, phase.rounds + 1)]
+    orders = _orders(study, phase)
     encoders = {part: config["model"][part] for part in ("genotype", "phenotype", "fundus")}
     rows = _rows("federated", None, federated)
     candidates: dict[str, Any] = {"pooled": PooledStore(list(members.values()))}
@@ -83,7 +84,7 @@ def compare_phases(config: dict[str, Any], stages: Stages) -> list[dict[str, Any
     allowed = allowed_tasks(config["site"]["tasks"])
     phases = [phase for phase in study.phases if task_class(phase.task, allowed).aggregation == "mean"]
     for phase in phases:
-        orders = [study.order(phase, number) for number in range(1, phase.rounds + 1)]
+        orders = _orders(study, phase)
         task = build_task(orders[0], everybody.study, allowed)
         stores = {"pooled": everybody} | {
             site: store for site, store in members.items() if task.examples(store)
@@ -106,6 +107,12 @@ def compare_phases(config: dict[str, Any], stages: Stages) -> list[dict[str, Any
                 rows.append({"phase": phase.name, "trained": name, "people": people, **losses})
     atomic.write_json(run / "comparison.json", rows)
     return rows
+
+
+def _orders(study: Study, phase: Phase) -> list[Order]:
+    """A phase's orders without privacy: data that are pooled, or stay at one site, are released to nobody."""
+    unprotected = next(p for p in study.unprotected.phases if p.name == phase.name)
+    return [study.unprotected.order(unprotected, number) for number in range(1, phase.rounds + 1)]
 
 
 def _made(folder: Path) -> Path:

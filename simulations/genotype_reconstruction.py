@@ -46,7 +46,7 @@ def reconstruction(
             parameters = {**phase.parameters, "architecture": architecture}
             baseline = GenotypeTask(parameters, train.study)
             orders = [
-                study.order(replace(phase, parameters=parameters), number)
+                study.unprotected.order(replace(phase, parameters=parameters, privacy={}), number)
                 for number in range(1, phase.rounds + 1)
             ]
             tensors = train_locally(baseline, train, orders, state, folder / architecture)

@@ -43,27 +43,28 @@ _PICTURES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 _BIM = ("chrom", "id", "morgan", "pos", "a1", "a2")
 
 # The 14 columns of the UCI heart disease tables, in the order of the files, with the meaning of their codes.
+# Ranges are those of adults, not of these files.
 HEART_COLUMNS: tuple[dict[str, Any], ...] = (
-    {"name": "age", "kind": "continuous", "unit": "years"},
+    {"name": "age", "kind": "continuous", "unit": "years", "range": [18, 100]},
     {"name": "sex", "kind": "binary"},
     {
         "name": "chest_pain",
         "kind": "categorical",
         "categories": ["typical_angina", "atypical_angina", "non_anginal", "asymptomatic"],
     },
-    {"name": "resting_blood_pressure", "kind": "continuous", "unit": "mmHg"},
-    {"name": "cholesterol", "kind": "continuous", "unit": "mg/dL"},
+    {"name": "resting_blood_pressure", "kind": "continuous", "unit": "mmHg", "range": [80, 220]},
+    {"name": "cholesterol", "kind": "continuous", "unit": "mg/dL", "range": [80, 480]},
     {"name": "fasting_glucose_above_120", "kind": "binary"},
     {
         "name": "resting_ecg",
         "kind": "categorical",
         "categories": ["normal", "st_t_abnormal", "ventricular_hypertrophy"],
     },
-    {"name": "highest_heart_rate", "kind": "continuous", "unit": "/min"},
+    {"name": "highest_heart_rate", "kind": "continuous", "unit": "/min", "range": [60, 220]},
     {"name": "exercise_angina", "kind": "binary"},
-    {"name": "st_depression", "kind": "continuous", "unit": "mm"},
+    {"name": "st_depression", "kind": "continuous", "unit": "mm", "range": [-4, 8]},
     {"name": "st_slope", "kind": "categorical", "categories": ["upsloping", "flat", "downsloping"]},
-    {"name": "coloured_vessels", "kind": "continuous"},
+    {"name": "coloured_vessels", "kind": "continuous", "range": [0, 3]},
     {"name": "thallium_scan", "kind": "categorical", "categories": ["normal", "fixed", "reversible"]},
     {"name": TARGET, "kind": "binary"},
 )

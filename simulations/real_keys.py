@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from client.site import SitePaths
 from pm1_core import atomic
 from pm1_core.checkpoint import CheckpointFolder
 from pm1_core.data.definition import load_definition
@@ -42,6 +41,7 @@ from simulations.grid import run_in_process
 from simulations.pooled import PooledStore
 from simulations.progress import Step
 from simulations.real_cohort import SUPERPOPULATION, TARGET, RealData, write_real_cohort
+from simulations.workspace import members_of
 
 TRAINED, UNTRAINED, COMPONENTS = "trained", "untrained", "principal components"
 FEDERATED, LOGISTIC = "federated", "pooled logistic regression"
@@ -95,7 +95,7 @@ class KeyJob:
         key = self.run / "keys" / "coordinator.pem"
         signer = Signer.at(key)
         trust = str(public_file(key))
-        sites = [SitePaths(str(path), str(self.run / "sites" / site), trust) for site, path in stores.items()]
+        sites = members_of(study, stores, self.run, trust)
         torch.set_num_threads(1)
         with atomic.without_sync():  # what power loss takes can be run again
             run_in_process(lambda grid: Coordinator(study, summary, self.run, grid, signer), sites)

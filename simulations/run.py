@@ -11,14 +11,11 @@ from typing import Any
 import torch
 from flwr.serverapp import Grid
 
-from client.site import SitePaths
 from configs import compose
 from pm1_core import atomic
 from pm1_core.checkpoint import CheckpointFolder
 from pm1_core.data.definition import load_definition
 from pm1_core.errors import ConfigError
-from pm1_core.privacy.accounts import Budget
-from pm1_core.privacy.ledger import Ledger
 from pm1_core.signing import Signer, Trust, public_file
 from pm1_core.training.adapters import pin_base
 from pm1_core.training.tasks import allowed_tasks
@@ -31,7 +28,7 @@ from simulations.assessment import assess
 from simulations.grid import run_in_process, run_on_ray
 from simulations.progress import Stages
 from simulations.report import write_report
-from simulations.workspace import Workspace, simulated
+from simulations.workspace import Workspace, members_of, simulated
 
 ENGINES = ("in_process", "ray")
 
@@ -56,8 +53,7 @@ def run(config: dict[str, Any], stages: Stages) -> Path:
     atomic.write_text(folder / "config.yaml", compose.to_yaml(config))
     study = build_study(config)
     tasks = allowed_tasks(config["site"]["tasks"])
-    budget = budget_of(config["privacy"])
-    federate(study, workspace, folder, config["engine"], stages, config["workers"], tasks, budget)
+    federate(study, workspace, folder, config["engine"], stages, config["workers"], tasks)
     # A finished run is not assessed twice: the figures follow from the checkpoint and the configuration.
     latest = CheckpointFolder(folder / "checkpoints").latest()
     key = {
@@ -98,13 +94,6 @@ def with_base(config: dict[str, Any], workspace: Workspace) -> dict[str, Any]:
     return {**config, "model": {**config["model"], "fundus": fundus}}
 
 
-def budget_of(privacy: Mapping[str, Any]) -> Budget | None:
-    """What each site's ledger is opened with, for a study that keeps to it exactly; None without privacy."""
-    if privacy["unit"] == "none":
-        return None
-    return {privacy["unit"]: (float(privacy["epsilon"]), float(privacy["delta"]))}
-
-
 def federate(
     study: Study,
     workspace: Workspace,
@@ -113,26 +102,14 @@ def federate(
     stages: Stages,
     workers: int = 1,
     tasks: tuple[str, ...] = (),
-    budget: Budget | None = None,
     ledgers: Path | None = None,
 ) -> None:
-    """Run what is left of `study` over the workspace's members.
-
-    budget: of each site's ledger, which is opened where there is none yet; None for sites without one
-    ledgers: folder of the ledgers, one of each site, where several runs share them; None for this run's own
-    """
+    """Run what is left of `study` over the workspace's members; `ledgers` as for `members_of`."""
     summary = load_definition(workspace.definition).summary
     key = folder / "keys" / "coordinator.pem"
     signer = Signer.at(key)
     trust = str(public_file(key).resolve())
-    sites = []
-    for site, store in workspace.stores.items():
-        own = (folder / "sites" / site).resolve()
-        ledger = Ledger((ledgers / f"{site}.jsonl").resolve() if ledgers else own / Ledger.NAME)
-        if budget and not ledger.exists:
-            ledger.path.parent.mkdir(parents=True, exist_ok=True)
-            ledger.open(site, budget)
-        sites.append(SitePaths(str(store.resolve()), str(own), trust, tasks, ledger=str(ledger.path)))
+    sites = members_of(study, workspace.stores, folder, trust, tasks, ledgers)
     with stages.stage(f"federated training ({engine})") as step:
 
         def coordinate(grid: Grid) -> Coordinator:

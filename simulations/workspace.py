@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from client.site import SitePaths
 from pm1_core.data.manifest import load_manifest
 from pm1_core.data.preparation import prepare
 from pm1_core.data.store import Store
@@ -27,7 +28,9 @@ from pm1_core.errors import ConfigError
 from pm1_core.fields import EYES, Modality
 from pm1_core.model.fundus_base import pretrain_base
 from pm1_core.model.fundus_encoder import FundusEncoderConfig
+from pm1_core.privacy.ledger import Ledger
 from pm1_core.validate import refusal, require_range
+from server.study import Study
 from simulations.cohort import write_cohort
 from simulations.progress import Stages, Step
 from simulations.real_cohort import REAL, RealData, write_real_cohort
@@ -53,6 +56,29 @@ class Workspace:
     def open(self) -> dict[str, Store]:
         """The members' stores."""
         return {site: Store.open(path) for site, path in self.stores.items()}
+
+
+def members_of(
+    study: Study,
+    stores: Mapping[str, Path],
+    folder: Path,
+    trust: str,
+    tasks: tuple[str, ...] = (),
+    ledgers: Path | None = None,
+) -> list[SitePaths]:
+    """The sites of a run in `folder`; of a private study with a ledger, opened with its budget where there was none.
+
+    ledgers: folder of the ledgers, one of each site, where several runs share them; None for this run's own
+    """
+    sites, guarantee = [], study.guarantee
+    for site, store in stores.items():
+        own = (folder / "sites" / site).resolve()
+        ledger = Ledger((ledgers / f"{site}.jsonl").resolve() if ledgers else own / Ledger.NAME)
+        if guarantee and not ledger.exists:
+            ledger.path.parent.mkdir(parents=True, exist_ok=True)
+            ledger.open(site, {guarantee["unit"]: (guarantee["budget"], guarantee["delta"])})
+        sites.append(SitePaths(str(store.resolve()), str(own), trust, tasks, ledger=str(ledger.path)))
+    return sites
 
 
 def simulated(config: Mapping[str, Any], stages: Stages) -> Workspace:

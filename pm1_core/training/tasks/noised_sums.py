@@ -123,7 +123,8 @@ def squared_deviations(tokens: np.ndarray, mean: np.ndarray, present: np.ndarray
     One number for a token's dimensions: with one for each of them, noise would be what they differ by.
     """
     squares: np.ndarray = ((tokens - mean) ** 2).mean(-1)
-    return np.clip(squares, 0, _TOKEN_BOUND**2) * present
+    cut: np.ndarray = np.clip(squares, 0, _TOKEN_BOUND**2) * present
+    return cut
 
 
 def usual_deviation(study: StudySummary) -> np.ndarray:
