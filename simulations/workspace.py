@@ -66,7 +66,7 @@ def members_of(
     tasks: tuple[str, ...] = (),
     ledgers: Path | None = None,
 ) -> list[SitePaths]:
-    """The sites of a run in `folder`; of a private study with a ledger, opened with its budget where there was none.
+    """The sites of a run in `folder`; those of a private study get a ledger with its budget, if they have none.
 
     ledgers: folder of the ledgers, one of each site, where several runs share them; None for this run's own
     """

@@ -2,8 +2,8 @@
 
 A release is several blocks of numbers. A person has one row in a block, which is cut to the block's bound in L2
 norm; so all blocks together, each divided by its bound, move by at most sqrt(number of blocks) when a person is
-added or removed. That is the sensitivity S of the Gaussian mechanism N(0, (z S)^2) (Dwork and Roth 2014, appendix A), and a
-block's own numbers carry noise of z S times its bound.
+added or removed. That is the sensitivity S of the Gaussian mechanism N(0, (z S)^2) (Dwork and Roth 2014, appendix
+A), and a block's own numbers carry noise of z S times its bound.
 """
 
 from __future__ import annotations
