@@ -14,6 +14,7 @@ from pm1_core.training.adapters import pin_base
 from pm1_core.training.tasks import TASKS, allowed_tasks, task_class
 from pm1_core.validate import refusal, require_choice
 from server.privacy_plan import NO_PRIVACY, public_phase, with_record_terms
+from server.secure_study import secure_of
 from server.study import Phase, Study, expand
 
 ENCODERS = {"genotype": "latent", "phenotype": "latent", "fundus": "width"}
