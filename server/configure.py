@@ -77,6 +77,7 @@ def build_study(config: Mapping[str, Any]) -> Study:
         privacy=f"differential privacy: {epsilon}" if epsilon else NO_PRIVACY,
         gates=_gates(config, private=epsilon is not None),
         start_from=config["start_from"],
+        secure=secure_of(config),
         guarantee=_figures(epsilon, config["privacy"]),
     )
 
