@@ -1,4 +1,4 @@
-"""The Flower ClientApp of a site: five requests, each answered by client.site through the outbox.
+"""The Flower ClientApp of a site: its requests, each answered by client.site through the outbox.
 
     query.ready      which phases are for this site, with how many examples, and which objects does it lack?
     query.objects    tensors of the coordinator's signed checkpoint, kept on the site's own disk by their hash
@@ -6,10 +6,16 @@
     train            one round of a phase
     evaluate         figures on the site's validation and test people
 
+and, under secure aggregation, in place of answers to the last two, the stages of a sum over sites (client.secure):
+
+    query.advertise, query.share, query.input, query.agree, query.reveal
+
 A site is a prepared store (read only), a folder of its own and the coordinator's public key. In a deployment they
 come from the SuperNode's `--node-config 'store="/data/store" folder="/state" trust="/etc/pm1/coordinator.pub"'`,
 with `tasks="tabular,other"` for tasks of installed packages, `ledger="/safe/ledger.jsonl"` for another place than
-the folder, and `unprotected=true` to answer studies without differential privacy although there is a ledger.
+the folder, and `unprotected=true` to answer studies without differential privacy although there is a ledger. Secure
+aggregation takes `identity="/etc/pm1/site.pem" peers="/etc/pm1/peers"`; such a site answers no study in the clear,
+unless `unsecured=true` allows it.
 Simulations build an app for their sites with `make_app`.
 """
 
@@ -51,8 +57,15 @@ def from_node_config(context: Context) -> SitePaths:
         alone=str(config.get("alone", True)).lower() == "true",
         threads=_threads(config.get("threads", 0)),
         ledger=str(config.get("ledger", "")),
-        unprotected=str(config.get("unprotected", False)).lower() == "true",
+        unprotected=_switch(config.get("unprotected", False)),
+        identity=str(config.get("identity", "")),
+        peers=str(config.get("peers", "")),
+        unsecured=_switch(config.get("unsecured", False)),
     )
+
+
+def _switch(value: object) -> bool:
+    return str(value).lower() == "true"
 
 
 def _threads(value: object) -> int:
@@ -97,6 +110,28 @@ def make_app(locate: Callable[[Context], SitePaths]) -> ClientApp:
     def release(message: Message, context: Context) -> Message:
         return answer(message, context, lambda paths, content: Site(paths, content).release())
 
+    # The stages of a secure sum.
+
+    @app.query("advertise")
+    def advertise(message: Message, context: Context) -> Message:
+        return answer(message, context, lambda paths, content: _stage(paths, content, "advertise"))
+
+    @app.query("share")
+    def share(message: Message, context: Context) -> Message:
+        return answer(message, context, lambda paths, content: _stage(paths, content, "share"))
+
+    @app.query("input")
+    def masked(message: Message, context: Context) -> Message:
+        return answer(message, context, lambda paths, content: _stage(paths, content, "input"))
+
+    @app.query("agree")
+    def agree(message: Message, context: Context) -> Message:
+        return answer(message, context, lambda paths, content: _stage(paths, content, "agree"))
+
+    @app.query("reveal")
+    def reveal(message: Message, context: Context) -> Message:
+        return answer(message, context, lambda paths, content: _stage(paths, content, "reveal"))
+
     @app.query("ready")
     def ready(message: Message, context: Context) -> Message:
         return answer(message, context, lambda paths, content: _work(paths, content).ready())
@@ -110,6 +145,13 @@ def make_app(locate: Callable[[Context], SitePaths]) -> ClientApp:
         return answer(message, context, lambda paths, content: _work(paths, content).evaluate())
 
     return app
+
+
+def _stage(paths: SitePaths, content: RecordDict, stage: str) -> RecordDict:
+    # Imported here: its libraries take a second, and moving objects does not need them.
+    from client.secure import SecureSite
+
+    return SecureSite(paths, content).stage(stage)
 
 
 def _work(paths: SitePaths, content: RecordDict) -> Work:

@@ -99,9 +99,19 @@ class Outbox:
         facts: dict[str, records.Fact] = {"site": self.site, "request": request}
         return records.pack("site", facts, [(digest, self.objects.read(digest))])
 
-    def tell(self, kind: str, facts: records.Facts) -> RecordDict:
-        """An answer that carries facts only."""
-        self._write_down(kind, None, [], [], dict(facts))
+    def tell(
+        self,
+        kind: str,
+        facts: records.Facts,
+        logged: Mapping[str, object] | None = None,
+        about: Release | None = None,
+    ) -> RecordDict:
+        """An answer that carries facts only.
+
+        logged: what the log has in place of long facts; about: the release that it belongs to
+        """
+        release = replace(about, figures={}) if about else None
+        self._write_down(kind, release, [], [], dict(facts if logged is None else logged))
         return records.pack("site", {"site": self.site, **facts})
 
     def _write_down(

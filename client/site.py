@@ -49,6 +49,9 @@ class SitePaths:
     threads: cores that training uses; 0 leaves it to torch
     ledger: file of the site's ledger; "" for `ledger.jsonl` in its folder
     unprotected: answer studies without differential privacy although the site has a ledger
+    identity: file of the site's own private key, for secure aggregation; "" without one
+    peers: folder with the public key of every site as NAME.pub, this one's among them
+    unsecured: answer studies in the clear although the site has peers
     """
 
     store: str
@@ -59,6 +62,9 @@ class SitePaths:
     threads: int = 0
     ledger: str = ""
     unprotected: bool = False
+    identity: str = ""
+    peers: str = ""
+    unsecured: bool = False
 
 
 class LackingError(PM1Error):

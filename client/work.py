@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from flwr.app import RecordDict
 
+from client import sealing
 from client.guarantee import statement
 from client.outbox import Release
-from client.site import LackingError, Site
+from client.secure import SecureSite, identity, public_hex, require_aggregation
+from client.site import LackingError
 from pm1_core import encoding
 from pm1_core.energy import Meter
 from pm1_core.errors import PM1Error
@@ -35,7 +37,7 @@ class Request:
     order: Order
 
 
-class Work(Site):
+class Work(SecureSite):
     """One request at one site that needs the model."""
 
     def ready(self) -> RecordDict:
@@ -53,6 +55,8 @@ class Work(Site):
             "lacking": self.lacking([*self.checkpoint.parts]),
             "study": self.store.study.hash,
         }
+        if self.paths.identity:
+            facts["identity"] = public_hex(identity(self.paths.identity))
         return self.outbox.tell("ready", facts)
 
     def train(self) -> RecordDict:
@@ -61,23 +65,26 @@ class Work(Site):
         Under terms of privacy the update is all that leaves, with the numbers that are public.
         """
         request, task = self._request("train")
-        held = self.outbox.held(request.digest)
-        if held is not None:
-            return self.outbox.answer(held, again=True)
+        if (before := self._given(request)) is not None:
+            return before
         order, received = request.order, self.received()
         if self.paths.threads:
             torch.set_num_threads(self.paths.threads)
         self._take_back(order)
         figured = self.facts.get("validate") and not order.privacy
-        before = self._figures(task, request, [Split.VALIDATION]) if figured else {}
+        received_figures = self._figures(task, request, [Split.VALIDATION]) if figured else {}
         with Meter() as meter:
             update = methods.train(task, self.store, order, self.state(), received, self.memory())
         if order.privacy:
             update = self._as_agreed(task, order, update, received)
-        figures = {"weight": update.weight, **update.metrics, **before}
-        figures |= {f"weight.{modality}": count for modality, count in update.examples.items()}
+        figures = {**update.metrics, **received_figures}
         if meter.joules is not None and self.paths.alone and not order.privacy:
-            figures["energy_joules"] = meter.joules
+            figures[sealing.ENERGY] = meter.joules
+        if order.secure:
+            kept = sealing.trained(task, self.store, order, update, received, figures)
+            return self.seal(self._release(request, task, {}), *kept)
+        figures |= {"weight": update.weight}
+        figures |= {f"weight.{modality}": count for modality, count in update.examples.items()}
         tensors = self._encoded(task, order, update.tensors, received)
         return self.outbox.answer(
             self.outbox.keep(self._release(request, task, figures), tensors), again=False
@@ -86,17 +93,26 @@ class Work(Site):
     def evaluate(self) -> RecordDict:
         """Figures of the sent model on validation and test people, and sums from which areas are computed."""
         request, task = self._request("evaluate")
-        held = self.outbox.held(request.digest)
-        if held is not None:
-            return self.outbox.answer(held, again=True)
+        if (before := self._given(request)) is not None:
+            return before
         order, state, received, memory = request.order, self.state(), self.received(), self.memory()
         figures = self._figures(task, request, [Split.VALIDATION, Split.TEST], after=True)
-        figures["weight"] = float(task.examples(self.store))
         scores: Tensors = {}
         if task.examples(self.store, Split.TEST):
             scores = methods.scores(task, self.store, order, state, received, memory, Split.TEST, after=True)
+        if order.secure:
+            return self.seal(self._release(request, task, {}), *sealing.evaluated(figures, scores))
+        figures["weight"] = float(task.examples(self.store))
         release = self._release(request, task, figures)
         return self.outbox.answer(self.outbox.keep(release, sorted(scores.items())), again=False)
+
+    def _given(self, request: Request) -> RecordDict | None:
+        """The answer that was made before, if there is one."""
+        if request.order.secure:
+            held = self.vault.held(request.digest)
+            return self.sealed_answer(held, again=True) if held else None
+        held = self.outbox.held(request.digest)
+        return self.outbox.answer(held, again=True) if held else None
 
     def _release(self, request: Request, task: Task, figures: Mapping[str, float]) -> Release:
         """What answers a request, but for its tensors, with what it costs."""
@@ -147,6 +163,7 @@ class Work(Site):
                 refusal(f"phase {order.phase!r}", f"{len(lacking)} objects are not here", "send them first")
             )
         digest = records.request_digest(kind, text, self.checkpoint.hash)
+        require_aggregation(self, order)
         self.guarantee.require(task, order, kind)
         return Request(kind, digest, order.at(self.store.site)), task
 
@@ -197,5 +214,6 @@ class Work(Site):
 
     def _counts(self, task: Task, order: Order) -> dict[str, int | str]:
         """How many people there are for a phase, if an answer to its orders could be given."""
+        require_aggregation(self, order)
         self.guarantee.require(task, order)
         return {**self.guarantee.counts(task, order, self.store, self.folder)}
