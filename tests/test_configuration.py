@@ -46,7 +46,8 @@ def test_a_wrong_override_is_refused_with_its_key_and_what_is_accepted(override:
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
-        ("privacy.unit=record", r"key 'privacy.unit': found 'record'; accepted: none"),
+        ("privacy.unit=record", "key 'privacy.epsilon': it is not set; give the study's budget"),
+        ("privacy.epsilon=3", "key 'privacy.epsilon': privacy.unit is none; choose privacy=record"),
     ],
 )
 def test_what_a_study_cannot_be_built_with_is_refused_before_anything_runs(
