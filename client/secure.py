@@ -118,11 +118,6 @@ def figure_entries(figures: Mapping[str, float], weigh: Callable[[str], float]) 
     return found
 
 
-def masked_request(request: str, attempt: int) -> str:
-    """The name of the masked words of one attempt, as a request of their own."""
-    return hashlib.sha256(canonical(["masked", request, attempt])).hexdigest()
-
-
 class SecureSite(Site):
     """One message of a secure sum at one site."""
 
@@ -261,7 +256,7 @@ class _Attempt:
         The answer that is in them is on disk since it was sealed, and is paid for here.
         """
         self.site.outbox.pay(self.release)
-        named = masked_request(self.plan.request, self.plan.attempt)
+        named = self.plan.masked
         members = {what: Member.from_bytes(state, self.signer) for what, state in opened.items()}
         held = self.site.outbox.held(named)
         again = held is not None and all(_masked_all(member) for member in members.values())

@@ -14,7 +14,7 @@ from pm1_core.training.adapters import pin_base
 from pm1_core.training.tasks import TASKS, allowed_tasks, task_class
 from pm1_core.validate import refusal, require_choice
 from server.privacy_plan import NO_PRIVACY, public_phase, with_record_terms
-from server.secure_study import secure_of
+from server.secure_study import secure_of, secure_phases
 from server.study import Phase, Study, expand
 
 ENCODERS = {"genotype": "latent", "phenotype": "latent", "fundus": "width"}
@@ -63,7 +63,8 @@ def build_study(config: Mapping[str, Any]) -> Study:
         if task in ("statistics", "tokens", "reference"):
             phase.pop("loop")
         phases[name] = phase
-    planned, epsilon = with_privacy(expand(phases), config)
+    secure = secure_of(config, strategy)
+    planned, epsilon = with_privacy(secure_phases(expand(phases), secure), config)
     return Study(
         name=config["study"]["name"],
         seed=config["seed"],
@@ -72,12 +73,12 @@ def build_study(config: Mapping[str, Any]) -> Study:
         timeout=config["timeout"],
         gather=config["gather"],
         grace=config["grace"],
-        norm_limit=config["norm_limit"],
+        norm_limit=0.0 if secure else config["norm_limit"],
         encoding=config["encoding"],
         privacy=f"differential privacy: {epsilon}" if epsilon else NO_PRIVACY,
         gates=_gates(config, private=epsilon is not None),
         start_from=config["start_from"],
-        secure=secure_of(config),
+        secure=secure,
         guarantee=_figures(epsilon, config["privacy"]),
     )
 

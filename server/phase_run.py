@@ -19,9 +19,12 @@ from server.delivery import Delivery
 from server.exchange import Exchange, Participant, blaming
 from server.figures import mean_figures, pooled, require_counts, summed
 from server.folding import STATE, advanced, complete, start_of
+from server.gathered import Gathered
 from server.journal import Journal
 from server.provenance import code_hash
 from server.roster import Member, Roster, shortfall
+from server.secure_phase import secure_evaluated, secure_gathered
+from server.secure_updates import Statements
 from server.spool import Spool
 from server.study import Phase, Study
 from server.updates import Expected, Spooled, far_beyond
@@ -110,12 +113,18 @@ class PhaseRun:
         began = time.monotonic()
         desk, phase = self.desk, self.phase
         members = desk.roster.gather(phase, latest)
-        people = desk.roster.people(phase)
         present = {member.participant.site: member.counts[phase.name] for member in members}
         desk.journal.took_part(phase.name, present, desk.roster.absent(phase))
         order = desk.study.order(phase, number).to_json()
         question = Question("train", order, latest, validate=number > 1 and not phase.privacy)
-        expected = self._expected(latest)
+        gather = self._gathered_securely if desk.study.secure else self._gathered
+        return self._close(number, latest, gather(question, members), members, began)
+
+    def _gathered(self, question: Question, members: Sequence[Member]) -> Gathered:
+        """Every site's update in the clear, checked. Raises FederationError if there are too few."""
+        desk, phase, number = self.desk, self.phase, question.round
+        people = desk.roster.people(phase)
+        expected = self._expected(question.checkpoint)
         updates = Spooled(Spool(desk.folder / "spool", question.digest, expected.bounds), expected)
         norms: dict[str, float] = {}
 
@@ -123,7 +132,7 @@ class PhaseRun:
             norms[site] = updates.check(site)
 
         self._look_again(updates, check)
-        failures = self._collect(
+        failures = self.collect(
             [member for member in members if member.participant.site not in norms],
             question,
             updates.spool,
@@ -146,7 +155,23 @@ class PhaseRun:
                     "mend the sites and resume; the last checkpoint stays in force",
                 )
             )
-        return self._close(number, latest, updates, members, began)
+        replies = {site: updates.spool.replies[site] for site in updates.sites}
+        energy = [r.metrics["energy_joules"] for r in replies.values() if "energy_joules" in r.metrics]
+        return Gathered(
+            updates,
+            sites={site: reply.weight for site, reply in replies.items()},
+            means=mean_figures({site: (reply.weight, reply.metrics) for site, reply in replies.items()}),
+            clear=updates.spool.clear,
+            figures={site: reply.metrics for site, reply in replies.items()},
+            energy={"energy_joules": sum(energy), "energy_sites": float(len(energy))} if energy else {},
+        )
+
+    def _gathered_securely(self, question: Question, members: Sequence[Member]) -> Gathered:
+        """Sums over the sites, none of whose updates is opened. Raises FederationError if there are too few."""
+        expected = self._expected(question.checkpoint)
+        gathered, failures = secure_gathered(self, question, members, expected)
+        self.desk.journal.lost(self.phase.name, f"round {question.round}", failures)
+        return gathered
 
     def _expected(self, latest: Checkpoint) -> Expected:
         members = self.desk.roster.members.values()
@@ -167,11 +192,11 @@ class PhaseRun:
             with blaming(site, {}), updates.spool.kept_if_whole(site):
                 check(site)
 
-    def _collect(
+    def collect(
         self,
         members: Sequence[Member],
         question: Question,
-        spool: Spool,
+        spool: Spool | Statements,
         check: Callable[[str], None],
         enough: Callable[[set[str]], bool] = lambda arrived: False,
     ) -> dict[str, str]:
@@ -218,7 +243,7 @@ class PhaseRun:
         )
         for site in lost:
             desk.roster.forget(site)
-        unfetched = desk.delivery.fetch(announced, question.facts, spool)
+        unfetched = desk.delivery.fetch(announced, question.facts, spool) if isinstance(spool, Spool) else {}
         for site in unfetched:
             spool.refuse(site)
         for participant in announced:
@@ -227,14 +252,13 @@ class PhaseRun:
         return {**failures, **lost, **unfetched}
 
     def _close(
-        self, number: int, latest: Checkpoint, updates: Spooled, members: Sequence[Member], began: float
+        self, number: int, latest: Checkpoint, gathered: Gathered, members: Sequence[Member], began: float
     ) -> Checkpoint:
         """Fold the updates into the next checkpoint, evaluate it at the phase's end, and put it in force."""
         checkpoints, journal, phase = self.desk.checkpoints, self.desk.journal, self.phase
         last = number == phase.rounds
         previous = self._tensors(latest, [*latest.trained, "server"])
-        folded = complete(previous, self.strategy.aggregate(number, previous, updates))
-        replies = {site: updates.spool.replies[site] for site in updates.sites}
+        folded = complete(previous, self.strategy.aggregate(number, previous, gathered.updates))
         ended = STATE if last else ()  # not even written: no checkpoint would name it
         tensors = advanced(self.task, number, self._tensors(latest, latest.trained), folded)
         draft = checkpoints.draft(
@@ -242,23 +266,19 @@ class PhaseRun:
             (pair for pair in tensors if part_of(pair[0]) not in ended),
             without=ended,
             trained=latest.trained,
-            sites={site: reply.weight for site, reply in replies.items()},
+            sites=gathered.sites,
             **self._manifest(number),
         )
         seconds = time.monotonic() - began
-        for site, reply in replies.items():
-            journal.write(draft.sequence, phase.name, number, site, reply.metrics, reply.weight, seconds)
-        means = mean_figures({site: (reply.weight, reply.metrics) for site, reply in replies.items()})
-        weight = sum(reply.weight for reply in replies.values())
-        journal.write(draft.sequence, phase.name, number, None, means, weight, seconds)
-        energy = [r.metrics["energy_joules"] for r in replies.values() if "energy_joules" in r.metrics]
-        measured = {"seconds": round(seconds, 3)}
-        if energy:
-            measured |= {"energy_joules": sum(energy), "energy_sites": float(len(energy))}
+        for site, metrics in gathered.figures.items():
+            journal.write(draft.sequence, phase.name, number, site, metrics, gathered.sites[site], seconds)
+        whole = sum(gathered.sites.values())
+        journal.write(draft.sequence, phase.name, number, None, gathered.means, whole, seconds)
+        measured = {"seconds": round(seconds, 3), **gathered.energy}
         # Under terms of privacy figures on people would be releases too, and nobody has paid for them.
         figures = self._evaluate(draft, members) if last and not phase.privacy else {}
         checkpoint = checkpoints.commit(draft, measured=measured, **figures)
-        updates.spool.clear()
+        gathered.clear()
         return checkpoint
 
     def _evaluate(
@@ -270,11 +290,17 @@ class PhaseRun:
         question = Question("evaluate", desk.study.order(phase, phase.rounds).to_json(), draft)
         spool = Spool(desk.folder / "spool" / "evaluation", question.digest)
         people = {member.participant.site: member.counts[phase.name] for member in members}
+        if desk.study.secure:
+            means, sums, failures = secure_evaluated(self, question, members)
+            desk.journal.lost(phase.name, "evaluation", failures)
+            seconds = time.monotonic() - began
+            desk.journal.write(draft.sequence, phase.name, phase.rounds, None, means, 0.0, seconds)
+            return {"metrics": {"all": means}, "areas": areas(sums)}
 
         def check(site: str) -> None:
             require_counts(spool.replies[site].metrics, spool.tensors(site), people[site])
 
-        failures = self._collect(members, question, spool, check)
+        failures = self.collect(members, question, spool, check)
         desk.journal.lost(phase.name, "evaluation", failures)
         figures = {site: dict(spool.replies[site].metrics) for site in sorted(spool.replies)}
         seconds = time.monotonic() - began

@@ -34,6 +34,7 @@ _SAY_SECONDS = 30.0
 _SILENT_SECONDS = 1.0
 _MOST_PEOPLE = 2**40
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")  # as a site's manifest has it; it names a folder here
+_KEY = re.compile(r"[0-9a-f]{64}")
 _COUNTED = {*Split, *Modality}
 
 
@@ -43,12 +44,14 @@ class Member:
 
     counts: phase -> examples by split and by modality; refused: phase -> why the site does not take part
     held: objects of the coordinator's checkpoint that it has
+    identity: its long-term public key in hex, for secure sums; "" if it has none
     """
 
     participant: Participant
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     held: set[str] = field(default_factory=set)
+    identity: str = ""
 
 
 class Roster:
@@ -73,7 +76,8 @@ class Roster:
         self._strange: dict[int, tuple[str, str]] = {}
         if file.exists():
             for site, said in atomic.read_json(file).items():
-                self.members[site] = Member(Participant(site, 0), said["counts"], said["refused"])
+                kept = said["counts"], said["refused"]
+                self.members[site] = Member(Participant(site, 0), *kept, identity=said.get("identity", ""))
 
     def refresh(self, checkpoint: Checkpoint, enough: Callable[[], bool] = lambda: True) -> list[str]:
         """Ask nodes that are new, and return the names of the sites that are connected now.
@@ -132,7 +136,10 @@ class Roster:
             _SILENT_SECONDS,
         )
         if self._unwritten:
-            said = {s: {"counts": one.counts, "refused": one.refused} for s, one in self.members.items()}
+            said = {
+                s: {"counts": one.counts, "refused": one.refused, "identity": one.identity}
+                for s, one in self.members.items()
+            }
             atomic.write_json(self.file, said)
             self._unwritten = False
         for participant in asked:
@@ -221,7 +228,7 @@ class Roster:
             return
         named = {digest for held in checkpoint.parts.values() for digest in held}
         held = named - set(records.list_of(facts, "lacking"))
-        member = Member(Participant(site, node), held=held)
+        member = Member(Participant(site, node), held=held, identity=_identity(facts))
         said = json.loads(records.text_of(facts, "phases"))
         for phase in self.study.phases:
             if phase.name in said:
@@ -245,7 +252,8 @@ class Roster:
             name = member.participant.site
             log.warning("%s: its numbers of people have changed since it was last here", name)
         self.members[member.participant.site] = member
-        if known is None or (known.counts, known.refused) != (member.counts, member.refused):
+        said = member.counts, member.refused, member.identity
+        if known is None or (known.counts, known.refused, known.identity) != said:
             self._unwritten = True
 
     def _enter(self, member: Member, phase: str, counts: Mapping[str, object]) -> None:
@@ -269,6 +277,12 @@ class Roster:
             member.counts[phase] = checked
         else:
             member.refused[phase] = "has no training people of this phase's modalities"
+
+
+def _identity(facts: records.Facts) -> str:
+    """A site's public key in hex; "" if it said none. Whether it is the site's own the other sites know."""
+    said = facts.get("identity", "")
+    return said if isinstance(said, str) and _KEY.fullmatch(said) else ""
 
 
 def shortfall(phase: Phase, sites: list[str], people: Mapping[str, int]) -> str:

@@ -118,6 +118,11 @@ class Plan:
         return digest(json.loads(self.to_json()))
 
     @property
+    def masked(self) -> str:
+        """The name of the masked words of this attempt, as a request of their own."""
+        return digest(["masked", self.request, self.attempt])
+
+    @property
     def sums(self) -> tuple[str, ...]:
         """Which of the two there are."""
         found = {TRAIN: self.words, EXACT: len(self.entries)}

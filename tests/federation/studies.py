@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +36,24 @@ def tiny_study(**changes: Any) -> Study:
     return build_study(compose.load("simulation", overrides))
 
 
-def site_paths(stores: dict[str, Path], folder: Path) -> list[SitePaths]:
-    """Sites whose own folders lie below `folder`, and who trust the key of the run in `folder`."""
+def site_paths(stores: dict[str, Path], folder: Path, secure: bool = False) -> list[SitePaths]:
+    """Sites whose own folders lie below `folder`, and who trust the key of the run in `folder`.
+
+    secure: they have identity keys, and know each other's
+    """
     trust = str(public_file(run_key(folder)))
-    return [SitePaths(str(store), str(folder / "sites" / site), trust) for site, store in stores.items()]
+    sites = [SitePaths(str(store), str(folder / "sites" / site), trust) for site, store in stores.items()]
+    if not secure:
+        return sites
+    peers = folder / "keys" / "peers"
+    for site in stores:
+        Signer.at(folder / "keys" / f"{site}.pem")
+        peers.mkdir(exist_ok=True)
+        shutil.copy(public_file(folder / "keys" / f"{site}.pem"), peers / f"{site}.pub")
+    return [
+        replace(paths, identity=str(folder / "keys" / f"{site}.pem"), peers=str(peers))
+        for site, paths in zip(stores, sites, strict=True)
+    ]
 
 
 def run_key(folder: Path) -> Path:

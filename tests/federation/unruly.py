@@ -27,6 +27,7 @@ class UnrulyGrid(InProcessGrid):
     deeds: (site, kind of message, phase, round) -> what it does then; None in a key stands for any
     away: sites whose nodes are not connected
     before: called with (kind, phase, round) of every request that the coordinator makes
+    secure: sites have identity keys
     """
 
     def __init__(
@@ -35,8 +36,9 @@ class UnrulyGrid(InProcessGrid):
         folder: Path,
         deeds: Mapping[tuple[str | None, str | None, str | None, int | None], Deed] | None = None,
         before: Callable[[str, str, int], None] = lambda kind, phase, number: None,
+        secure: bool = False,
     ) -> None:
-        super().__init__(client.app.app, site_paths(dict(stores), folder))
+        super().__init__(client.app.app, site_paths(dict(stores), folder, secure))
         self.sites = dict(enumerate(stores, start=2))
         self.deeds = dict(deeds or {})
         self.away: set[str] = set()
