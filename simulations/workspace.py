@@ -32,6 +32,7 @@ from pm1_core.privacy.ledger import Ledger
 from pm1_core.validate import refusal, require_range
 from server.study import Study
 from simulations.cohort import write_cohort
+from simulations.enrolment import enrolled
 from simulations.progress import Stages, Step
 from simulations.real_cohort import REAL, RealData, write_real_cohort
 from simulations.scenarios import Scenario
@@ -68,6 +69,8 @@ def members_of(
 ) -> list[SitePaths]:
     """The sites of a run in `folder`; those of a private study get a ledger with its budget, if they have none.
 
+    Those of a study under secure aggregation get identity keys, and know each other's.
+
     ledgers: folder of the ledgers, one of each site, where several runs share them; None for this run's own
     """
     sites, guarantee = [], study.guarantee
@@ -78,6 +81,8 @@ def members_of(
             ledger.path.parent.mkdir(parents=True, exist_ok=True)
             ledger.open(site, {guarantee["unit"]: (guarantee["budget"], guarantee["delta"])})
         sites.append(SitePaths(str(store.resolve()), str(own), trust, tasks, ledger=str(ledger.path)))
+    if study.secure:
+        return enrolled(dict(zip(stores, sites, strict=True)), folder / "keys" / "sites")
     return sites
 
 

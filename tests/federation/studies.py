@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from pm1_core.signing import Signer, public_file
 from server.configure import build_study
 from server.coordinator import Coordinator
 from server.study import Study
+from simulations.enrolment import enrolled
 
 PHASES = {
     "genotype.rounds": 2,
@@ -43,17 +42,9 @@ def site_paths(stores: dict[str, Path], folder: Path, secure: bool = False) -> l
     """
     trust = str(public_file(run_key(folder)))
     sites = [SitePaths(str(store), str(folder / "sites" / site), trust) for site, store in stores.items()]
-    if not secure:
-        return sites
-    peers = folder / "keys" / "peers"
-    for site in stores:
-        Signer.at(folder / "keys" / f"{site}.pem")
-        peers.mkdir(exist_ok=True)
-        shutil.copy(public_file(folder / "keys" / f"{site}.pem"), peers / f"{site}.pub")
-    return [
-        replace(paths, identity=str(folder / "keys" / f"{site}.pem"), peers=str(peers))
-        for site, paths in zip(stores, sites, strict=True)
-    ]
+    if secure:
+        return enrolled(dict(zip(stores, sites, strict=True)), folder / "keys" / "sites")
+    return sites
 
 
 def run_key(folder: Path) -> Path:
