@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from client.secure import Sealed, figure_entries, sealed
+from client.sealed import Sealed, figure_entries, sealed
 from pm1_core.data.store import Store
 from pm1_core.fields import Modality, Split
 from pm1_core.privacy.secure_plan import TENSOR, Place

@@ -11,9 +11,10 @@ import torch
 from flwr.app import RecordDict
 
 from client import sealing
+from client.enrolment import identity, public_hex, require_aggregation
 from client.guarantee import statement
 from client.outbox import Release
-from client.secure import SecureSite, identity, public_hex, require_aggregation
+from client.secure import SecureSite
 from client.site import LackingError
 from pm1_core import encoding
 from pm1_core.energy import Meter
