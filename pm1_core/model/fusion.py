@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from pm1_core.errors import ConfigError
 from pm1_core.fields import TOKENS, TOKENS_OF, Modality
+from pm1_core.model.rows import PerRow
 from pm1_core.validate import refusal, require_range
 
 TOKEN_COUNT = len(TOKENS)
@@ -138,6 +139,7 @@ class FusionTransformer(nn.Module):
         self.cls = nn.Parameter(torch.empty(width, device=meta))
         self.mask = nn.Parameter(torch.empty(width, device=meta))
         self.positions = nn.Parameter(torch.empty(POSITIONS, width, device=meta))
+        self.per_row = PerRow()
         widths = {m: config.token_width(m) for m in Modality}
         self.inputs = nn.ModuleDict({m: nn.Linear(d, width, device=meta) for m, d in widths.items()})
         self.outputs = nn.ModuleDict({m: nn.Linear(width, d, device=meta) for m, d in widths.items()})
@@ -199,8 +201,10 @@ class FusionTransformer(nn.Module):
         stream = self.project(tokens)
         if corruption is not None:
             stream = corruption.apply(stream)
-        stream = torch.where(visible.unsqueeze(-1), stream, self.mask)  # n, 25, h
-        stream = torch.cat([self.cls.expand(len(stream), 1, -1), stream], 1) + self.positions
+        n = len(stream)
+        mask, cls = self.per_row(self.mask, n).unsqueeze(1), self.per_row(self.cls, n).unsqueeze(1)
+        stream = torch.where(visible.unsqueeze(-1), stream, mask)  # n, 25, h
+        stream = torch.cat([cls, stream], 1) + self.per_row(self.positions, n)
         keys = F.pad(present, (1, 0), value=True)  # n, 26: CLS is always attended
         return self.contextualise(stream, keys, keys if not predict_missing else None)
 

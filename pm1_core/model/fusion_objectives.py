@@ -138,25 +138,27 @@ def info_nce(pooled: Tensor, has: Tensor, temperature: float) -> tuple[Tensor, T
 
     pooled: float [n, 3, h], a person's average output per modality, L2-normalised here
     has: bool [n, 3]
+    Both may have dimensions in front, of groups whose people are no negatives of each other's.
 
     The positives of anchor (j, m) are (j, m') with m' != m; its negatives are all (k, m') with k != j, of any
     modality that k has. People with one modality have no positive and are no anchors, but they are negatives.
     """
-    n, modalities, _ = pooled.shape
-    unit = F.normalize(pooled, dim=-1).flatten(0, 1)  # 3n, h
-    similarity = unit @ unit.T / temperature  # 3n, 3n
-    exists = has.flatten()
+    n, modalities = has.shape[-2:]
+    unit = F.normalize(pooled, dim=-1).flatten(-3, -2)  # 3n, h
+    similarity = unit @ unit.mT / temperature  # 3n, 3n
+    exists = has.flatten(-2)
     person = torch.arange(n, device=pooled.device).repeat_interleave(modalities)
     same = person[:, None] == person[None, :]
     itself = torch.eye(len(person), dtype=torch.bool, device=pooled.device)
-    pairs = exists[:, None] & exists[None, :] & ~itself
+    pairs = exists[..., :, None] & exists[..., None, :] & ~itself
     positives = pairs & same
-    anchors = positives.any(1)
+    anchors = positives.any(-1)
     # A row without a pair would give -inf - -inf: such rows are filled with 0 and dropped below.
-    everything = similarity.masked_fill(~pairs, float("-inf")).masked_fill(~anchors[:, None], 0.0)
-    matching = similarity.masked_fill(~positives, float("-inf")).masked_fill(~anchors[:, None], 0.0)
-    terms = torch.logsumexp(everything, 1) - torch.logsumexp(matching, 1)
-    return torch.where(anchors, terms, 0.0).view(n, modalities), anchors.view(n, modalities)
+    everything = similarity.masked_fill(~pairs, float("-inf")).masked_fill(~anchors[..., None], 0.0)
+    matching = similarity.masked_fill(~positives, float("-inf")).masked_fill(~anchors[..., None], 0.0)
+    terms = torch.logsumexp(everything, -1) - torch.logsumexp(matching, -1)
+    shape = (*has.shape[:-2], n, modalities)
+    return torch.where(anchors, terms, 0.0).view(shape), anchors.view(shape)
 
 
 def person_means(errors: Tensor, chosen: Tensor, reduction: str) -> Tensor:
@@ -207,6 +209,34 @@ def fusion_losses(
         _by_modality(errors.detach(), {"mask": masked, "recon": visible}),
         (float(terms.detach().sum()), int(anchors.sum())),
     )
+
+
+def group_losses(
+    model: FusionTransformer,
+    tokens: Tokens,
+    present: Tensor,
+    objective: FusionObjective,
+    draws: torch.Generator,
+    groups: int,
+) -> Tensor:
+    """Eq. 3 as a sum over the people of each group, float [groups]: nobody outside a group has a part in its loss.
+
+    tokens, present: as for `fusion_losses`, of groups x P people, a group's beside each other. A person without any
+    token, who fills a group up to P, adds nothing.
+    """
+    masked = draw_masks(present, objective, draws)
+    corruption = draw_corruption(len(present), model.config.width, objective, draws, present.device)
+    # All positions are computed: leaving out the missing ones would move people's rows apart.
+    hidden = model(tokens, present, masked, corruption)
+    rebuilt = model.reconstruct(hidden)
+    errors = torch.cat([(rebuilt[m] - tokens[m]).square().mean(-1) for m in Modality], 1)
+    mask = person_means(errors, masked, objective.reduction)
+    recon = person_means(errors, present & ~masked, objective.reduction)
+    pooled, has = (part.view(groups, -1, *part.shape[1:]) for part in model.pool(hidden, present))
+    terms, anchors = info_nce(pooled, has, objective.temperature)
+    contrast = (terms.sum(-1) / anchors.sum(-1).clamp(min=1)).sum(-1)
+    recovered = (mask + recon).view(groups, -1).sum(-1)
+    return (1 - objective.contrast) * recovered + objective.contrast * contrast
 
 
 def _by_modality(errors: Tensor, chosen: dict[str, Tensor]) -> dict[str, tuple[float, int]]:

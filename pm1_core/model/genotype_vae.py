@@ -25,6 +25,7 @@ from torch.nn import functional
 
 from pm1_core.errors import ConfigError
 from pm1_core.fields import MISSING_DOSAGE
+from pm1_core.model.rows import PerRow
 from pm1_core.validate import refusal, require_choice, require_range
 
 DOSAGES = 3
@@ -233,6 +234,7 @@ class GenotypeVAE(nn.Module):
         # lookup in four rows is a scatter in which every element collides.
         self.tokens = nn.Linear(MISSING_DOSAGE + 1, config.width, bias=False)
         self.positions = nn.Embedding(self.length, config.width)
+        self.per_row = PerRow()
         nn.init.normal_(self.tokens.weight)
         nn.init.normal_(self.positions.weight, std=0.1)
         encoder: list[nn.Module] = []
@@ -257,7 +259,7 @@ class GenotypeVAE(nn.Module):
             dosages = functional.pad(dosages, (0, padding), value=MISSING_DOSAGE)
         vocabulary = torch.arange(MISSING_DOSAGE + 1, device=dosages.device, dtype=dosages.dtype)
         one_hot = (dosages.unsqueeze(-1) == vocabulary).to(self.tokens.weight.dtype)  # [B, L, 4]
-        x = self.tokens(one_hot) + self.positions(torch.arange(self.length, device=dosages.device))
+        x = self.tokens(one_hot) + self.per_row(self.positions.weight, len(dosages))
         x = self.encoder(x)  # [B, L / 8, C / 8]
         mean, log_variance = self.posterior(x.flatten(1)).chunk(2, dim=-1)
         return mean, log_variance
@@ -267,7 +269,7 @@ class GenotypeVAE(nn.Module):
         x = self.expand(z).reshape(len(z), -1, self.config.widths()[-1])
         x = self.decoder(x)
         logits: torch.Tensor = self.unembed(x)[:, : self.n_snps]
-        return logits if self.bias is None else logits + self.bias
+        return logits if self.bias is None else logits + self.per_row(self.bias, len(logits))
 
     def forward(
         self, dosages: torch.Tensor, generator: torch.Generator | None = None

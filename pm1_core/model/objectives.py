@@ -19,7 +19,7 @@ from pm1_core.validate import require_choice
 
 @dataclass(frozen=True)
 class GenotypeLosses:
-    """Scalars: what is minimised, the reconstruction term and the KL divergence in nats per person."""
+    """What is minimised, the reconstruction term and the KL divergence in nats: scalars, or [B] of each person."""
 
     total: torch.Tensor
     cross_entropy: torch.Tensor
@@ -111,10 +111,25 @@ def genotype_loss(
 
     `log_variance` is None for a deterministic auto-encoder, which has no KL term.
     """
-    cross_entropy = weighted_cross_entropy(logits, dosages, weights, reconstruction).mean()
+    each = genotype_losses(logits, mean, log_variance, dosages, weights, beta, reconstruction, kl_scale)
+    return GenotypeLosses(each.total.mean(), each.cross_entropy.mean(), each.kl.mean())
+
+
+def genotype_losses(
+    logits: torch.Tensor,
+    mean: torch.Tensor,
+    log_variance: torch.Tensor | None,
+    dosages: torch.Tensor,
+    weights: torch.Tensor,
+    beta: float,
+    reconstruction: str = "mean",
+    kl_scale: str = "snp",
+) -> GenotypeLosses:
+    """`genotype_loss` of each person, [B]."""
+    cross_entropy = weighted_cross_entropy(logits, dosages, weights, reconstruction)
     if log_variance is None:
-        return GenotypeLosses(cross_entropy, cross_entropy, cross_entropy.new_zeros(()))
-    kl = kl_divergence(mean, log_variance).mean()
+        return GenotypeLosses(cross_entropy, cross_entropy, torch.zeros_like(cross_entropy))
+    kl = kl_divergence(mean, log_variance)
     divisor = {"snp": dosages.shape[1], "latent": mean.shape[1], "person": 1}
     scale = divisor[require_choice("genotype model, kl_scale", kl_scale, divisor, ConfigError)]
     return GenotypeLosses(cross_entropy + beta / scale * kl, cross_entropy, kl)
@@ -169,3 +184,19 @@ def phenotype_loss(
             parts.append(summed / (targets & kind).sum().clamp_min(1))
     continuous, binary_part = parts
     return PhenotypeLosses(continuous + binary_part, continuous, binary_part)
+
+
+def phenotype_losses(
+    output: torch.Tensor,
+    values: torch.Tensor,
+    targets: torch.Tensor,
+    binary: torch.Tensor,
+    reduction: str,
+    expected: tuple[float, float],
+) -> torch.Tensor:
+    """`phenotype_loss` of each person [B], whose mean it is."""
+    errors = torch.where(targets, phenotype_errors(output, values, binary), 0.0)
+    if reduction == "sum":
+        return errors.sum(1)
+    continuous, binaries = (1 / share if share > 0 else 0.0 for share in expected)
+    return (errors * torch.where(binary, binaries, continuous)).sum(1)

@@ -1,23 +1,29 @@
-"""Training under record-level terms: DP-SGD (Abadi et al. 2016, "Deep learning with differential privacy", algorithm 1).
+"""Training under record-level terms: DP-SGD (Abadi et al. 2016, "Deep learning with differential privacy").
 
-In every step each unit, a person or a group of people, is taken with probability q, independently of all others; its
-gradient is cut to an L2 norm of at most C; the sum over the taken is noised by N(0, (z C)^2) and divided by a public
-number. So a step is the mechanism that `Task.mechanisms` declares and `pm1_core.privacy.accounting` counts, and all
-that follows from it (moments, guides, the update) is post-processing.
+In every step each unit, a person or a group of people, is taken with probability q, independently of all
+others; its gradient is cut to an L2 norm of at most C; the sum over the taken is noised by N(0, (z C)^2) and
+divided by a public number. So a step is the mechanism that `Task.mechanisms` declares and
+`pm1_core.privacy.accounting` counts, and all that follows from it (moments, guides, the update) is
+post-processing.
 
 What this loop leaves out of the plain one, because it would depend on people unseen: skipped steps, clipping of the
 batch's gradient, batches that cover everybody once, and figures. The number of steps is the order's. A unit whose
 gradient is not finite counts as zero.
 
-Who is taken, and the noise, follow from the operating system's randomness, and are never drawn again: the coordinator
-knows the order's seed, and with it could undo the noise, or say who was in a step and so take away what sampling gives.
-What else is drawn in a step (masks, corruptions, latents) does not depend on people; it follows from the seed.
+Who is taken, the noise, and what is drawn for a unit (masks, corruptions, latents) follow from the operating
+system's randomness, and are never drawn again. The coordinator knows the order's seed: with it it could undo
+the noise, or say who was in a step. It would also know which mask belongs to which place in a batch; when a
+person is removed, all who come after her move up by one, and get other masks. With masks that nobody knows,
+the same masks can be laid on the same people in both data sets, and one person's gradient is all that they
+differ by.
 """
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,23 +32,29 @@ import torch
 
 from pm1_core.privacy.noise import gaussian, poisson_sample, secret_generator
 from pm1_core.privacy.terms import RecordTerms
+from pm1_core.training.clipping import ClippedGradients
 from pm1_core.training.guide import UNGUIDED, Guide, Trained
 from pm1_core.training.memory import Memory
 from pm1_core.training.moments import load_moments, save_moments
 from pm1_core.training.optimisers import build_optimiser, learning_rate
-from pm1_core.training.order import Order, generator
+from pm1_core.training.order import Order
 
 if TYPE_CHECKING:
     from pm1_core.training.loop import LoopConfig
 
-LossesOf = Callable[[np.ndarray, torch.Generator], torch.Tensor]
+LossesOf = Callable[[np.ndarray, torch.Generator, int], torch.Tensor]
+_MOST_AT_ONCE = 128
+"""Units whose gradients are added up in float32; `clipping` leaves room for the rounding of so many."""
 
 
 @dataclass(frozen=True)
 class Units:
     """Whose gradients are cut.
 
-    count: units at this site, a secret; losses: indices int64 [k] into them, and draws -> loss of each alone, float [k]
+    count: units at this site, a secret where they are people
+    losses: (indices int64 [k] into them, draws, number of the step in the phase) -> loss of each unit, float
+        [k], which depends on nothing of any other unit; the rows of a unit are neighbours in every layer's
+        batch
     """
 
     count: int
@@ -61,27 +73,29 @@ def train_privately(
 ) -> dict[str, float]:
     """Train `trained`, parameters of `module`, in place for one round.
 
-    order.parameters["loop"] says how, as for `train_epochs`; its batch size bounds only how many units are in memory
-    at a time, and its epochs are `terms.steps` * `terms.sample_rate`. Moments are carried on as there.
+    order.parameters["loop"] says how, as for `train_epochs`; its batch size bounds only how many people are
+    in memory at a time, and its epochs are `terms.steps` * `terms.sample_rate`. Moments are carried on as
+    there.
 
     Returns {"steps": n}: nothing that depends on people.
     """
-    from pm1_core.training.clipping import ClippedGradients
-
     parameters, memory = list(trained.values()), Memory(folder, order)
     optimiser = build_optimiser(parameters, loop.optimiser)
-    before = load_moments(optimiser, trained, memory) if loop.keep_moments else 0
+    if loop.keep_moments:
+        load_moments(optimiser, trained, memory)
     secret, clipped = secret_generator(), ClippedGradients(module, trained)
+    draws = torch.Generator().manual_seed(secrets.randbits(63))
+    at_once = min(_MOST_AT_ONCE, max(1, (loop.batch_size or _MOST_AT_ONCE) // terms.group_size))
+    before = (order.round - 1) * terms.steps
     module.train()
     guide.begin(trained)
     for local in range(terms.steps):
-        epoch = _epoch(order.round, local, loop.epochs, terms.steps)
+        epoch = (order.round - 1) * loop.epochs + local * loop.epochs // terms.steps
         rate = learning_rate(loop.optimiser, before + local, epoch, order.rounds * loop.epochs)
         for group in optimiser.param_groups:
             group["lr"] = rate
         taken = np.flatnonzero(poisson_sample(units.count, terms.sample_rate, secret))
-        draws = generator(order.seed, order.phase, "step", before + local)
-        sums = _clipped_sums(clipped, trained, units, taken, terms.clip, loop.batch_size, draws)
+        sums = clipped_sums(clipped, trained, units, taken, terms.clip, at_once, draws, before + local)
         for name, parameter in trained.items():
             noised = gaussian(sums[name], terms.clip, terms.noise_multiplier, secret)
             parameter.grad = torch.from_numpy(noised).to(parameter) / terms.units
@@ -92,12 +106,7 @@ def train_privately(
     return {"steps": float(terms.steps)}
 
 
-def _epoch(round_number: int, local: int, epochs: int, steps: int) -> int:
-    """The epoch, from 0, that a step of a round belongs to, for schedules that go by epochs."""
-    return (round_number - 1) * epochs + local * epochs // steps
-
-
-def _clipped_sums(
+def clipped_sums(
     clipped: ClippedGradients,
     trained: Trained,
     units: Units,
@@ -105,13 +114,20 @@ def _clipped_sums(
     clip: float,
     at_once: int,
     draws: torch.Generator,
+    step: int = 0,
 ) -> dict[str, np.ndarray]:
-    """The sum of the cut gradients of the units `taken`, float32 by name; zeros if nobody was."""
-    sums = {name: torch.zeros_like(parameter) for name, parameter in trained.items()}
-    for start in range(0, len(taken), at_once or max(1, len(taken))):
-        chunk = taken[start : start + (at_once or len(taken))]
-        clipped.step(lambda chunk=chunk: units.losses(chunk, draws), len(chunk), clip)  # type: ignore[misc]
+    """The sum of the cut gradients of the units `taken`, by name; zeros if nobody was.
+
+    Float32 if all fit into memory `at_once`; else such sums are added up in float64.
+    """
+    sums: dict[str, np.ndarray] = {}
+    for start in range(0, len(taken), at_once):
+        chunk = taken[start : start + at_once]
+        clipped.step(partial(units.losses, chunk, draws, step), len(chunk), clip)
         for name, parameter in trained.items():
-            if parameter.grad is not None:
-                sums[name] += parameter.grad
-    return {name: total.detach().cpu().numpy() for name, total in sums.items()}
+            assert parameter.grad is not None  # `step` has just set it
+            found = parameter.grad.cpu().numpy()
+            sums[name] = sums[name] + found.astype(np.float64) if name in sums else found
+    if not sums:
+        return {name: np.zeros(parameter.shape, np.float32) for name, parameter in trained.items()}
+    return sums

@@ -82,7 +82,7 @@ def test_an_update_and_public_numbers_are_all_that_leaves_and_its_cost_is_in_the
         trained = lines(tmp_path, site, "train")
         assert len(trained) == 4
         for line in trained:
-            assert set(line["figures"]) <= {"weight", "weight.P", "steps"}
+            assert set(line["figures"]) <= {"weight", "weight.phenotype", "steps"}
             assert line["weight"] == 1.0
         assert lines(tmp_path, site, "evaluate") == []
         told = json.loads(lines(tmp_path, site, "ready")[0]["facts"]["phases"])

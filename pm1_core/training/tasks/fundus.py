@@ -30,6 +30,7 @@ from pm1_core.training.guide import UNGUIDED, Guide
 from pm1_core.training.loop import Losses, device_of, train_epochs
 from pm1_core.training.order import Order, derived_seed, generator
 from pm1_core.training.parts import State
+from pm1_core.training.private import Units
 from pm1_core.training.tasks.base import Metrics, Task
 from pm1_core.update import Tensors, Update
 from pm1_core.validate import refusal
@@ -51,6 +52,7 @@ class FundusTask(Task):
 
     name = "fundus"
     modalities = frozenset({Modality.FUNDUS})
+    private = True
 
     def __init__(self, parameters: Mapping[str, Any], study: StudySummary) -> None:
         super().__init__(parameters, study)
@@ -81,8 +83,13 @@ class FundusTask(Task):
             set_draws(encoder, draws)
             return Losses(self._errors(encoder, photographs, indices, draws).mean())
 
+        def losses_of(indices: np.ndarray, draws: torch.Generator, step: int) -> torch.Tensor:
+            set_draws(encoder, draws)
+            return self._each(encoder, photographs, indices, draws)
+
         trained = {PREFIX + name: parameter for name, parameter in lora_parameters(encoder).items()}
-        metrics = train_epochs(encoder, trained, order, folder, len(photographs), loss_of, guide)
+        units = Units(len(photographs), losses_of)
+        metrics = train_epochs(encoder, trained, order, folder, len(photographs), loss_of, guide, units)
         weight = float(len(photographs))
         return Update(_as_arrays(lora_tensors(encoder)), weight, metrics, {Modality.FUNDUS: weight})
 
@@ -117,6 +124,17 @@ class FundusTask(Task):
         owner = torch.from_numpy(owners).to(errors.device)
         total = errors.new_zeros(len(indices)).index_add(0, owner, errors)
         return total / torch.bincount(owner, minlength=len(indices))
+
+    def _each(
+        self, encoder: FundusEncoder, photographs: _Photographs, indices: np.ndarray, draws: torch.Generator
+    ) -> torch.Tensor:
+        """`_errors` with a place in the batch for each eye of each person, there or not: a person is two rows."""
+        pixels, has = photographs.both_eyes(indices)
+        images = encoder.prepare(torch.from_numpy(pixels.reshape(-1, *pixels.shape[2:])))
+        errors = encoder.reconstruction_errors(images, encoder.draw_hidden(len(images), draws))
+        there = torch.from_numpy(has).to(errors.device)
+        total = torch.where(there, errors.view(-1, len(EYES)), 0.0).sum(1)
+        return total / there.sum(1).clamp_min(1)
 
 
 @dataclass(frozen=True)
@@ -156,6 +174,19 @@ class _Photographs:
         return _Photographs(
             store, people, np.load(cache / "rows.npy"), np.load(cache / "pixels.npy", mmap_mode="r")
         )
+
+    def both_eyes(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Photographs uint8 [n, 2, S, S, 3], zeros where there is none, and which there are, bool [n, 2]."""
+        pixels, has = [], []
+        for place, eye in enumerate(EYES):
+            if self.pixels is None:
+                photographs, there = self.store.photographs(self.people[indices], eye)
+            else:
+                there = self.rows[indices, place] >= 0
+                photographs = np.where(there[:, None, None, None], self.pixels[self.rows[indices, place]], 0)
+            pixels.append(photographs)
+            has.append(there)
+        return np.stack(pixels, 1), np.stack(has, 1)
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Photographs uint8 [m, S, S, 3] of the people at `indices`, and whose each is, int64 [m]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,13 +16,16 @@ from pm1_core.data.summary import StudySummary
 from pm1_core.errors import ConfigError
 from pm1_core.fields import TOKENS_OF, Modality, Split
 from pm1_core.model.fusion import FusionConfig, FusionTransformer, Tokens
-from pm1_core.model.fusion_objectives import FusionObjective, fusion_losses
+from pm1_core.model.fusion_objectives import FusionObjective, fusion_losses, group_losses
+from pm1_core.privacy.mechanisms import GROUPED, Mechanism
+from pm1_core.privacy.terms import record_terms
 from pm1_core.training.guide import UNGUIDED, Guide
 from pm1_core.training.loop import Losses, device_of, train_epochs
 from pm1_core.training.order import Order, derived_seed, generator
 from pm1_core.training.parts import State, dump_part, load_part, named_part
 from pm1_core.training.pm1 import PM1
 from pm1_core.training.prediction import target_counts
+from pm1_core.training.private import Units
 from pm1_core.training.tasks.base import Metrics, Task
 from pm1_core.training.token_cache import ENCODERS, TokenSet, load_tokens, raw_tokens
 from pm1_core.update import Tensors, Update
@@ -47,6 +51,8 @@ class FusionTask(Task):
 
     name = "fusion"
     modalities = frozenset(Modality)
+    private = True
+    grouped = True
 
     def __init__(self, parameters: Mapping[str, Any], study: StudySummary) -> None:
         super().__init__(parameters, study)
@@ -100,7 +106,7 @@ class FusionTask(Task):
         examples = {str(m): float(held.present[:, places].any(1).sum()) for m, places in TOKENS_OF.items()}
         module = self._load(tensors)
         for name, count in examples.items():
-            if not count:
+            if not count and not order.privacy:
                 module.inputs[name].requires_grad_(False)
                 module.outputs[name].requires_grad_(False)
 
@@ -109,8 +115,8 @@ class FusionTask(Task):
             parts = {name: float(getattr(losses, name).detach()) for name in ("mask", "recon", "contrast")}
             return Losses(losses.total, parts)
 
-        trained = named_part(module, PREFIX)
-        metrics = train_epochs(module, trained, order, folder, len(held.people), loss_of, guide)
+        trained, units = named_part(module, PREFIX), self._groups(module, store, held, order)
+        metrics = train_epochs(module, trained, order, folder, len(held.people), loss_of, guide, units)
         sent = {
             name: array
             for name, array in dump_part(module, PREFIX).items()
@@ -169,6 +175,46 @@ class FusionTask(Task):
         model.fusion = self._load(tensors).eval()
         return target_counts(model, store, raw_tokens(store, state, self.parameters, folder, split))
 
+    def mechanisms(self, order: Order) -> tuple[Mechanism, ...]:
+        """Steps over groups: a person who is added or removed changes one group's gradient."""
+        terms = record_terms(order.privacy)
+        if terms is None:
+            return ()
+        return (Mechanism(GROUPED, terms.noise_multiplier, terms.sample_rate, terms.steps),)
+
+    def _groups(self, module: FusionTransformer, store: Store, held: TokenSet, order: Order) -> Units | None:
+        """Groups of people as units, for record-level terms: InfoNCE couples those of a group, and nobody else."""
+        terms = record_terms(order.privacy)
+        if terms is None:
+            return None
+        subjects = store.subjects["subject"].to_numpy()[held.people]
+        group = groups_of(subjects, terms.groups, order)
+        members = [np.flatnonzero(group == number) for number in range(terms.groups)]
+
+        def losses_of(chosen: np.ndarray, draws: torch.Generator, step: int) -> torch.Tensor:
+            size = max(1, *(len(members[number]) for number in chosen))
+            places = np.full((len(chosen), size), -1)
+            for row, number in enumerate(chosen):
+                places[row, : len(members[number])] = members[number]
+            tokens, present = self._padded(held, places.ravel())
+            losses = group_losses(module, tokens, present, self.objective, draws, len(chosen))
+            return losses / terms.group_size
+
+        return Units(terms.groups, losses_of)
+
+    def _padded(
+        self, held: TokenSet, places: np.ndarray
+    ) -> tuple[dict[Modality, torch.Tensor], torch.Tensor]:
+        """Tokens and presence of people; -1 stands for nobody, whose tokens are zero."""
+        there = torch.from_numpy(places >= 0).to(self.device)
+        if not len(held.people):
+            empty = {m: np.zeros((len(places), *held.tokens[m].shape[1:]), np.float32) for m in Modality}
+            held = TokenSet(places, empty, np.zeros((len(places), held.present.shape[1]), bool))
+        tokens, present = self._batch(held, np.maximum(places, 0))
+        return {m: torch.where(there[:, None, None], tokens[m], 0.0) for m in Modality}, present & there[
+            :, None
+        ]
+
     def _load(self, tensors: Tensors) -> FusionTransformer:
         module = FusionTransformer(self.config, seed=None)
         load_part(module, tensors, PREFIX)
@@ -182,6 +228,16 @@ class FusionTask(Task):
             for m in Modality
         }
         return tokens, torch.from_numpy(held.present[indices]).to(self.device)
+
+
+def groups_of(subjects: np.ndarray, groups: int, order: Order) -> np.ndarray:
+    """Each person's group, int64 [n] from 0: a keyed hash of the identifier, whoever else is there.
+
+    The key follows from the order's seed and phase, so that groups stay as they are from round to round.
+    """
+    key = derived_seed(order.seed, order.phase, "groups").to_bytes(8, "big")
+    digests = (hmac.digest(key, str(subject).encode(), "sha256") for subject in subjects)
+    return np.array([int.from_bytes(digest[:8], "big") % groups for digest in digests], np.int64)
 
 
 def _cross(module: FusionTransformer, tokens: Tokens, present: torch.Tensor) -> dict[str, tuple[float, int]]:

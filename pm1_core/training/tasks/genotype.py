@@ -18,11 +18,12 @@ from pm1_core.evaluation.genotype import dosage_confusion, plain_accuracy, weigh
 from pm1_core.fields import Modality, Split
 from pm1_core.model.baselines import GenotypeModel, build_genotype_model
 from pm1_core.model.genotype_vae import GenotypeVAEConfig
-from pm1_core.model.objectives import GenotypeLosses, annealing, dosage_weights, genotype_loss
+from pm1_core.model.objectives import GenotypeLosses, annealing, dosage_weights, genotype_losses
 from pm1_core.training.guide import UNGUIDED, Guide
 from pm1_core.training.loop import LoopConfig, Losses, device_of, train_epochs
 from pm1_core.training.order import Order, derived_seed
 from pm1_core.training.parts import State, dump_part, load_part, named_part, part
+from pm1_core.training.private import Units
 from pm1_core.training.tasks.base import Metrics, Task
 from pm1_core.update import Tensors, Update
 from pm1_core.validate import refusal, require_choice, require_keys
@@ -46,6 +47,7 @@ class GenotypeTask(Task):
 
     name = "genotype"
     modalities = frozenset({Modality.GENOTYPE})
+    private = True
 
     def __init__(self, parameters: Mapping[str, Any], study: StudySummary) -> None:
         super().__init__(parameters, study)
@@ -98,8 +100,13 @@ class GenotypeTask(Task):
             parts = {"cross_entropy": float(losses.cross_entropy.detach()), "kl": float(losses.kl.detach())}
             return Losses(losses.total, parts)
 
-        trained = named_part(module, self.prefix)
-        metrics = train_epochs(module, trained, order, folder, len(people), loss_of, guide)
+        def losses_of(indices: np.ndarray, draws: torch.Generator, step: int) -> torch.Tensor:
+            share = annealing(step, self.config.kl_anneal_steps)
+            dosages = self._dosages(store, people[indices])
+            return self._each(module, dosages, weights, share, draws)[0].total
+
+        trained, units = named_part(module, self.prefix), Units(len(people), losses_of)
+        metrics = train_epochs(module, trained, order, folder, len(people), loss_of, guide, units)
         weight = float(len(people))
         return Update(dump_part(module, self.prefix), weight, metrics, {Modality.GENOTYPE: weight})
 
@@ -165,10 +172,22 @@ class GenotypeTask(Task):
         kl_share: float,
         generator: torch.Generator | None,
     ) -> tuple[GenotypeLosses, torch.Tensor]:
-        """Losses and logits [B, S, 3] of a batch. Only the network runs in half precision."""
+        """Losses and logits [B, S, 3] of a batch."""
+        each, logits = self._each(module, dosages, weights, kl_share, generator)
+        return GenotypeLosses(each.total.mean(), each.cross_entropy.mean(), each.kl.mean()), logits
+
+    def _each(
+        self,
+        module: GenotypeModel,
+        dosages: torch.Tensor,
+        weights: torch.Tensor,
+        kl_share: float,
+        generator: torch.Generator | None,
+    ) -> tuple[GenotypeLosses, torch.Tensor]:
+        """Each person's losses and logits. Only the network runs in half precision."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
             logits, mean, log_variance = module(dosages, generator)
-        losses = genotype_loss(
+        losses = genotype_losses(
             logits.float(),
             mean.float(),
             None if log_variance is None else log_variance.float(),

@@ -136,6 +136,7 @@ def usual_deviation(study: StudySummary) -> np.ndarray:
 
 def bounded_tokens(tokens: np.ndarray) -> np.ndarray:
     """Each token cut to its own bound, so that one large token does not shrink a person's others: [n, T, d]."""
+    tokens = np.where(np.isfinite(tokens), tokens, 0).astype(np.float64)
     norms = np.linalg.norm(tokens, axis=-1, keepdims=True)
     bound = _TOKEN_BOUND * tokens.shape[-1] ** 0.5
     cut: np.ndarray = tokens * np.minimum(1.0, bound / np.maximum(norms, 1e-300))

@@ -16,7 +16,7 @@ from pm1_core.data.summary import StudySummary
 from pm1_core.errors import ConfigError
 from pm1_core.evaluation.scores import gather, subgroups
 from pm1_core.fields import Modality, Split
-from pm1_core.model.objectives import PhenotypeLosses, phenotype_errors, phenotype_loss
+from pm1_core.model.objectives import PhenotypeLosses, phenotype_errors, phenotype_loss, phenotype_losses
 from pm1_core.model.phenotype_autoencoder import (
     PhenotypeAutoencoder,
     PhenotypeAutoencoderConfig,
@@ -29,6 +29,7 @@ from pm1_core.training.guide import UNGUIDED, Guide
 from pm1_core.training.loop import Losses, device_of, train_epochs
 from pm1_core.training.order import Order, derived_seed, generator
 from pm1_core.training.parts import State, dump_part, load_part, named_part, part
+from pm1_core.training.private import Units
 from pm1_core.training.tasks.base import Metrics, Task
 from pm1_core.update import Tensors, Update
 from pm1_core.validate import require_keys
@@ -39,11 +40,12 @@ _PREFIX = "phenotype."
 
 @dataclass(frozen=True)
 class _Scale:
-    """Federated statistics on the device: mean, std and kept [K], and expected entries of each kind."""
+    """Federated statistics on the device: mean, std, kept, shares observed [K]; expected entries of each kind."""
 
     mean: torch.Tensor
     std: torch.Tensor
     kept: torch.Tensor
+    observed: torch.Tensor
     expected: tuple[float, float]
 
 
@@ -71,6 +73,7 @@ class PhenotypeTask(Task):
 
     name = "phenotype"
     modalities = frozenset({Modality.PHENOTYPE})
+    private = True
 
     def __init__(self, parameters: Mapping[str, Any], study: StudySummary) -> None:
         super().__init__(parameters, study)
@@ -104,7 +107,11 @@ class PhenotypeTask(Task):
         folder: Path,
         guide: Guide = UNGUIDED,
     ) -> Update:
-        """One round on this site's training people. Donors of missingness are other people of the batch."""
+        """One round on this site's training people. Donors of missingness are other people of the batch.
+
+        Under record-level terms donors are nobody: what they lack is drawn by the federation's shares of people who
+        have a feature, feature by feature, which `statistics` released.
+        """
         people = store.people(Split.TRAIN, Modality.PHENOTYPE)
         module, scale, groups = self._load(tensors), self._scale(state), self._groups()
 
@@ -116,8 +123,16 @@ class PhenotypeTask(Task):
             parts = {"continuous": float(losses.continuous.detach()), "binary": float(losses.binary.detach())}
             return Losses(losses.total, parts)
 
-        trained = named_part(module, _PREFIX)
-        metrics = train_epochs(module, trained, order, folder, len(people), loss_of, guide)
+        def losses_of(indices: np.ndarray, draws: torch.Generator, step: int) -> torch.Tensor:
+            values, known = self._rows(store, people[indices], scale)
+            chance = torch.rand(known.shape, generator=draws, device=draws.device).to(known.device)
+            visible = copy_mask(known, draws, self.config.copy_mask, donors=chance < scale.observed)
+            visible = hide_groups(visible, groups, draws, self.config.hide_targets)
+            output, binary = module(torch.where(visible, values, 0.0)), self._binary_on_device()
+            return phenotype_losses(output, values, known, binary, self.config.reduction, scale.expected)
+
+        trained, units = named_part(module, _PREFIX), Units(len(people), losses_of)
+        metrics = train_epochs(module, trained, order, folder, len(people), loss_of, guide, units)
         weight = float(len(people))
         return Update(dump_part(module, _PREFIX), weight, metrics, {Modality.PHENOTYPE: weight})
 
@@ -190,7 +205,10 @@ class PhenotypeTask(Task):
         mean, std, kept = (
             torch.from_numpy(np.array(found[name])).to(self.device) for name in ("mean", "std", "kept")
         )
-        return _Scale(mean, std, kept, expected_entries(found["count"], found["kept"], self._binary))
+        shares = found["count"] / max(1.0, float(found["count"].max(initial=0)))
+        observed = torch.from_numpy(shares.astype(np.float32)).to(self.device)
+        expected = expected_entries(found["count"], found["kept"], self._binary)
+        return _Scale(mean, std, kept, observed, expected)
 
     def _groups(self) -> torch.Tensor:
         groups = torch.zeros(len(self._hidden), len(self.study.features), dtype=torch.bool)

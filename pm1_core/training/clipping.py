@@ -1,0 +1,233 @@
+"""Gradients of a loss that is a sum over units, each unit's cut to a length, in one backward pass.
+
+The book-keeping of Bu et al. 2023 ("Differentially private optimization on large foundation models", section
+3): the backward pass computes gradients of activations only. For each layer what went in, a, and the gradient
+of what came out, g, are kept; the norm of a unit's gradient follows from both, and the clipped sum is one
+product of a with g, scaled unit by unit. Ghost clipping (Li et al. 2022) pays a second backward pass for it,
+hooks that build every unit's gradient pay its memory.
+
+    layer           gradient of one unit          its square, whichever is cheaper
+    Linear          sum_t g_t a_t^T               sum_st (a_s a_t)(g_s g_t)   or the matrix itself
+    Conv2d          the same, on unfolded input   the matrix itself
+    LayerNorm       sum_t g_t x_t, sum_t g_t      the vectors themselves
+    PerRow          sum_t g_t                     the tensor itself
+
+A unit is one row of the batch or several: rows of a unit are neighbours, and all units of a batch have
+equally many. Whatever mixes rows of different units (batch normalisation, a loss over the batch) has no
+gradient of one unit and is refused where it can be seen; a caller's loss cannot be seen, see `Units`.
+
+Bound. The sum over units moves by at most `clip` when a unit is added or removed, and by 2 `clip` when one is
+changed: gradients are cut to (1 - 2^-10) of it, which leaves room for rounding in float32. Squares by inner
+products lose digits where rows cancel; their error is bounded by that of the rows' lengths, and added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from pm1_core.errors import ConfigError
+from pm1_core.model.rows import PerRow
+from pm1_core.training.guide import Trained
+from pm1_core.validate import refusal
+
+_ROOM = 1 - 2.0**-10
+_EPSILON = float(torch.finfo(torch.float32).eps)
+
+
+@dataclass
+class _Use:
+    """One use of a parameter: `each` gives the gradient of every unit [k, *shape].
+
+    ghost: (a [k, R, in], g [k, R, out]) where the gradient is the sum of g_t a_t^T, and not to be built
+    """
+
+    each: Callable[[], Tensor]
+    ghost: tuple[Tensor, Tensor] | None = None
+
+
+class ClippedGradients:
+    """Clips the gradients of `trained`, parameters of `module`.
+
+    Raises ConfigError naming a layer that mixes rows, or a parameter that belongs to no layer of the table above.
+    """
+
+    def __init__(self, module: nn.Module, trained: Trained) -> None:
+        self._names = {id(parameter): name for name, parameter in trained.items()}
+        self._trained = trained
+        self._uses: dict[str, list[_Use]] = {}
+        self._units = 0
+        self._recording = False
+        self._free = set(trained)  # in no layer, so every step has to hand them out by PerRow
+        self._handed: set[str] = set()
+        for path, layer in module.named_modules():
+            if isinstance(layer, _BatchNorm | nn.RNNBase):
+                remedy = "use LayerNorm, or train without differential privacy"
+                raise ConfigError(refusal(f"layer {path!r}", f"{type(layer).__name__} mixes people", remedy))
+            own = [self._names[id(p)] for p in layer.parameters(recurse=False) if id(p) in self._names]
+            if isinstance(layer, PerRow):
+                layer.register_forward_hook(self._spread)
+            elif own and type(layer) in _USES:
+                layer.register_forward_hook(self._seen)
+                self._free -= set(own)
+
+    def step(self, losses: Callable[[], Tensor], units: int, clip: float) -> None:
+        """Set `grad` of every trained parameter to the sum over units of their cut gradients, float32.
+
+        losses: gives each unit's loss, float [units]. A unit whose gradient is not finite counts as zero.
+        """
+        self._units, self._uses = units, {name: [] for name in self._trained}
+        self._handed.clear()
+        with self._watching():
+            found = losses()
+            if found.shape != (units,):
+                remedy = "give the loss of each unit"
+                raise ConfigError(refusal("private loss", f"found shape {tuple(found.shape)}", remedy))
+            for name in sorted(self._free - self._handed):
+                remedy = "hand it out by pm1_core.model.rows.PerRow, or train without differential privacy"
+                raise ConfigError(refusal(f"parameter {name!r}", "its layer cannot be clipped", remedy))
+            if found.requires_grad:
+                torch.autograd.backward(found.sum())
+        self._cut(clip)
+        self._uses = {}
+
+    @torch.no_grad()
+    def _cut(self, clip: float) -> None:
+        device = next(iter(self._trained.values())).device
+        squares, built = torch.zeros(self._units, device=device), {}
+        for name, uses in self._uses.items():
+            if len(uses) == 1 and uses[0].ghost:
+                squares += _ghost_squares(*uses[0].ghost)
+            elif uses:
+                # Several uses of one parameter add up before they are measured.
+                built[name] = torch.stack([use.each() for use in uses]).sum(0) if uses[1:] else uses[0].each()
+                squares += built[name].flatten(1).square().sum(1)
+        norms = squares.sqrt()
+        finite = torch.isfinite(norms)
+        scale = torch.where(finite, (clip * _ROOM) / norms.clamp_min(clip * _ROOM), 0.0)
+        broken = None if bool(finite.all()) else ~finite
+        for name, parameter in self._trained.items():
+            uses = self._uses[name]
+            if name in built:
+                parameter.grad = torch.tensordot(scale, _whole(built[name], broken), 1).view_as(parameter)
+            elif uses and uses[0].ghost:
+                a, g = (_whole(tensor, broken) for tensor in uses[0].ghost)
+                scaled = g * scale[:, None, None]
+                parameter.grad = scaled.flatten(0, 1).T @ a.flatten(0, 1)
+            else:
+                parameter.grad = torch.zeros_like(parameter)
+
+    def _seen(self, layer: nn.Module, given: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        """Forward hook of a layer: keep what went in, and on the way back the gradient of what came out."""
+        if not self._recording:
+            return None
+        entered, units = given[0].detach(), self._units
+        if not output.requires_grad:
+            output.requires_grad_()
+
+        def kept(gradient: Tensor) -> None:
+            for own, use in _USES[type(layer)](layer, entered, gradient, units):
+                if id(own) in self._names:
+                    self._uses[self._names[id(own)]].append(use)
+
+        output.register_hook(kept)  # type: ignore[no-untyped-call]
+        return output
+
+    def _spread(self, layer: nn.Module, given: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        """Forward hook of PerRow: a leaf takes the place of the parameter's copies."""
+        name = self._names.get(id(given[0]))
+        if not self._recording or name is None:
+            return None
+        leaf, units = output.detach().requires_grad_(), self._units
+        self._handed.add(name)
+
+        def kept(gradient: Tensor) -> None:
+            rows = gradient.float().reshape(units, -1, *gradient.shape[1:])
+            self._uses[name].append(_Use(lambda: rows.sum(1)))
+
+        leaf.register_hook(kept)  # type: ignore[no-untyped-call]
+        return leaf
+
+    @contextmanager
+    def _watching(self) -> Iterator[None]:
+        """Hooks keep, and the parameters take no gradient of their own."""
+        before = {name: parameter.requires_grad for name, parameter in self._trained.items()}
+        self._recording = True
+        try:
+            for parameter in self._trained.values():
+                parameter.requires_grad_(False)
+            yield
+        finally:
+            self._recording = False
+            for name, parameter in self._trained.items():
+                parameter.requires_grad_(before[name])
+
+
+def _linear(layer: nn.Linear, a: Tensor, g: Tensor, units: int) -> Iterator[tuple[Tensor, _Use]]:
+    a, g = (tensor.float().reshape(units, -1, tensor.shape[-1]) for tensor in (a, g))
+    rows, width = a.shape[1], a.shape[2] * g.shape[2] / (a.shape[2] + g.shape[2])
+    yield layer.weight, _Use(lambda: torch.bmm(g.mT, a), (a, g) if rows <= width else None)
+    if layer.bias is not None:
+        yield layer.bias, _Use(lambda: g.sum(1))
+
+
+def _convolution(layer: nn.Conv2d, a: Tensor, g: Tensor, units: int) -> Iterator[tuple[Tensor, _Use]]:
+    if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+        raise ConfigError(refusal("convolution", "found another padding than by zeros", "give its width"))
+    a, g = a.float(), g.float()
+
+    def weight() -> Tensor:
+        unfolded = functional.unfold(a, layer.kernel_size, layer.dilation, layer.padding, layer.stride)  # type: ignore[arg-type]
+        rows, groups = len(a), layer.groups
+        inner = unfolded.view(rows * groups, -1, unfolded.shape[-1])
+        outer = g.reshape(rows * groups, -1, inner.shape[-1])
+        each = torch.bmm(outer, inner.mT)  # rows * groups, out / groups, in / groups * kernel
+        return each.view(units, -1, *layer.weight.shape).sum(1)
+
+    yield layer.weight, _Use(weight)
+    if layer.bias is not None:
+        yield layer.bias, _Use(lambda: g.sum((2, 3)).view(units, -1, g.shape[1]).sum(1))
+
+
+def _norm(layer: nn.LayerNorm, a: Tensor, g: Tensor, units: int) -> Iterator[tuple[Tensor, _Use]]:
+    shape = layer.normalized_shape
+    g = g.float()
+
+    def weight() -> Tensor:
+        scaled = functional.layer_norm(a.float(), shape, eps=layer.eps) * g
+        return scaled.view(units, -1, *shape).sum(1)
+
+    if layer.weight is not None:
+        yield layer.weight, _Use(weight)
+    if layer.bias is not None:
+        yield layer.bias, _Use(lambda: g.reshape(units, -1, *shape).sum(1))
+
+
+_USES: dict[type, Callable[..., Iterator[tuple[Tensor, _Use]]]] = {
+    nn.Linear: _linear,
+    nn.Conv2d: _convolution,
+    nn.LayerNorm: _norm,
+}
+
+
+def _ghost_squares(a: Tensor, g: Tensor) -> Tensor:
+    """|sum_t g_t a_t^T|^2 of every unit [k], from above: [k, R, in] and [k, R, out]."""
+    inputs, outputs = torch.bmm(a, a.mT), torch.bmm(g, g.mT)
+    # The lengths of rows bound what rounding can hide where rows cancel.
+    lengths = (inputs.diagonal(dim1=1, dim2=2) * outputs.diagonal(dim1=1, dim2=2)).clamp_min(0).sqrt()
+    room = _EPSILON * (a.shape[2] + g.shape[2]) * lengths.sum(1).square()
+    return (inputs * outputs).sum((1, 2)).clamp_min(0) + room
+
+
+def _whole(tensor: Tensor, broken: Tensor | None) -> Tensor:
+    """`tensor` [k, ...] with zeros for broken units: zero times infinity is no zero."""
+    if broken is None:
+        return tensor
+    return torch.where(broken.view(-1, *(1,) * (tensor.ndim - 1)), 0.0, tensor)
