@@ -199,6 +199,26 @@ class PretrainNode:
 
 
 @dataclass
+class AttackNode:
+    """Of `pm1-sim attack`; docs/privacy.md.
+
+    candidates: people among whom members are sought, half of them in training
+    models: trained on random halves of them; each is attacked with the others as its shadows
+    epochs: of each of them
+    epsilons: guarantees beside which the unprotected model stands, at privacy.delta
+    chromosome: whose auto-encoder is attacked
+    canaries: of an audit
+    """
+
+    candidates: int = 400
+    models: int = 16
+    epochs: int = 60
+    epsilons: list[float] = field(default_factory=lambda: [1.0, 8.0])
+    chromosome: int = 22
+    canaries: int = 2000
+
+
+@dataclass
 class Study:
     """What every command composes: a study of phases, sizes, strategy, privacy and the site's machine.
 
@@ -254,6 +274,7 @@ class Simulation(Study):
     real_data: str | None = None
     split_keys: int = 10
     pretrain: PretrainNode = field(default_factory=PretrainNode)
+    attack: AttackNode = field(default_factory=AttackNode)
 
 
 @dataclass

@@ -24,6 +24,8 @@ Overrides are Hydra's: key=value, group=choice. For example
   pm1-sim run resume=ukb_eyepacs-small
 `pm1-sim config` prints everything that can be set, with what it is set to."""
 
+_ATTACK_NAMES = "attacks to run, by default all; and what to change in the configuration"
+
 
 def parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
@@ -32,6 +34,7 @@ def parser() -> argparse.ArgumentParser:
         ("run", "make the data, train the study, write runs/NAME/report.html"),
         ("cohort", "only write and prepare the simulated hospitals' files"),
         ("compare", "every phase federated beside pooled beside each site alone, at leisure"),
+        ("attack", "attack what a study gives away, write runs/NAME/attacks.html"),
         ("config", "print the composed configuration"),
     ):
         sub = commands.add_parser(
@@ -42,7 +45,10 @@ def parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         sub.add_argument(
-            "overrides", nargs="*", metavar="KEY=VALUE", help="what to change in the configuration"
+            "overrides",
+            nargs="*",
+            metavar="NAME|KEY=VALUE" if name == "attack" else "KEY=VALUE",
+            help=_ATTACK_NAMES if name == "attack" else "what to change in the configuration",
         )
         if name != "config":
             sub.add_argument(
@@ -67,6 +73,9 @@ def _run(options: argparse.Namespace) -> None:
         from simulations.report import write_report
 
         print(write_report(options.run))
+        return
+    if options.command == "attack":
+        _attack(options)
         return
     config = compose.load("simulation", options.overrides)
     _require_bare_resume(config, options.overrides)
@@ -110,6 +119,23 @@ def _run(options: argparse.Namespace) -> None:
         print(f"\nReport: {report}")
     if config["study"]["scenario"] == REAL:
         require_bounds(results)
+
+
+def _attack(options: argparse.Namespace) -> None:
+    """`pm1-sim attack [NAME ...] [KEY=VALUE ...]`: what has no = is the name of an attack."""
+    from simulations.attacks.run import run_attacks
+    from simulations.progress import Stages
+
+    names = [item for item in options.overrides if "=" not in item]
+    config = compose.load("simulation", [item for item in options.overrides if "=" in item])
+    page = run_attacks(config, names, Stages())
+    found = json.loads((page.parent / "attacks.json").read_text())
+    if options.json:
+        print(json.dumps({"run": str(page.parent), "page": str(page), "attacks": found}))
+        return
+    for outcome in found.values():
+        print(outcome["title"], *(f"- {sentence}" for sentence in outcome["findings"]), sep="\n")
+    print(f"\nPage: {page}")
 
 
 def _require_bare_resume(config: dict[str, Any], overrides: Sequence[str]) -> None:

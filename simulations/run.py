@@ -157,7 +157,7 @@ def _remember(config: Mapping[str, Any], folder: Path) -> None:
 
 
 def _without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if key not in ("resume", "runs")}
+    return {key: value for key, value in config.items() if key not in ("resume", "runs", "attack")}
 
 
 def _names(runs: Path) -> str:
