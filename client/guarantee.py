@@ -17,9 +17,10 @@ from client.outbox import Release
 from pm1_core.data.store import Store
 from pm1_core.errors import PrivacyError
 from pm1_core.privacy.accounts import release_hash
+from pm1_core.privacy.distributed_noise import nominal
 from pm1_core.privacy.ledger import Ledger
 from pm1_core.privacy.mechanisms import GAUSSIAN, Mechanism
-from pm1_core.privacy.terms import record_terms
+from pm1_core.privacy.terms import SiteTerms, record_terms, terms_of
 from pm1_core.validate import refusal
 
 if TYPE_CHECKING:
@@ -64,8 +65,23 @@ class Guarantee:
             if kind != "train":
                 found = "figures on people here are not paid for"
                 raise PrivacyError(refusal(where, found, "evaluate on people who are at no site"))
+        given = task.mechanisms(order)
+        if isinstance(terms := terms_of(order.privacy), SiteTerms):
+            if not order.secure:
+                found = "it asks for noise in a sum over sites, and for an answer in the clear"
+                raise PrivacyError(refusal(where, found, "use aggregation=secure with privacy=site"))
+            if kind != "train":
+                found = "figures on people here are not paid for"
+                raise PrivacyError(refusal(where, found, "evaluate on people who are at no site"))
+            public = task.name == "reference"  # which gives nothing of anybody
+            if not public and (task.aggregation == "sum" or not terms.noise_multiplier):
+                found = f"task {task.name!r} would be answered without noise"
+                raise PrivacyError(
+                    refusal(where, found, "use privacy.statistics=public, privacy.tokens=identity")
+                )
+            given = () if public else (nominal(terms.noise_multiplier),)
         if order.round:
-            self.ledger.require(task.mechanisms(order), f"round {order.round} of {order.phase!r}")
+            self.ledger.require(given, f"round {order.round} of {order.phase!r}")
 
     def pay(self, release: Release) -> None:
         """Charge a release that is on disk; it may leave once this returns. Paid once, however often it is sent.
@@ -86,6 +102,8 @@ class Guarantee:
         folder: of the study; noised counts are drawn, kept and charged there once. Raises as `require` and `pay`.
         """
         terms = record_terms(order.privacy)
+        if isinstance(terms_of(order.privacy), SiteTerms):
+            return counts.equal(task, store)
         if terms is None:
             found = counts.exact(task, store)
             if self.ledger.exists:

@@ -33,7 +33,7 @@ from client.secure_attempt import SiteAttempt
 from client.site import Site
 from pm1_core import atomic
 from pm1_core.errors import FederationError, PM1Error, PrivacyError
-from pm1_core.privacy.secure_plan import Plan, Secured
+from pm1_core.privacy.secure_plan import Plan
 from pm1_core.privacy.secure_sum import STAGES
 from pm1_core.validate import refusal
 from strategies import records
@@ -117,7 +117,6 @@ class SecureSite(Site):
         text = records.text_of(self.facts, "order")
         if records.request_digest(release.kind, text, self.checkpoint.hash) != request:
             raise FederationError(refusal("secure sum", "it is for another order", "send the order itself"))
-        secured = Secured.of(json.loads(text)["secure"])
         latest = max(self._attempts(request), default=-1)
         if stage == STAGES[0]:
             plan = Plan.from_json(records.text_of(self.facts, "plan"))
@@ -138,4 +137,4 @@ class SecureSite(Site):
         folder = self.sums / request / str(number)
         if number == latest and (folder / "plan.json").read_text() != plan.to_json():
             raise PrivacyError(refusal("secure sum", "the attempt has another plan here", "begin a new one"))
-        return SiteAttempt(self, release, self._said(request), plan, secured, folder)
+        return SiteAttempt(self, release, self._said(request), plan, text, folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,13 +16,25 @@ from flwr.app import RecordDict
 from client.enrolment import identity, known_peers
 from client.outbox import Release
 from client.sealed import Sealed
+from client.site_noise import NoisedWords
 from pm1_core import atomic
 from pm1_core.errors import PrivacyError
 from pm1_core.objects import Reader
+from pm1_core.privacy.distributed_noise import SiteNoise
 from pm1_core.privacy.opened import Openings
 from pm1_core.privacy.primitives import canonical
-from pm1_core.privacy.secure_plan import EXACT, FIGURE, TRAIN, Plan, Secured, exact_words, layout_digest
+from pm1_core.privacy.secure_plan import (
+    EXACT,
+    FIGURE,
+    TRAIN,
+    Plan,
+    Secured,
+    exact_words,
+    layout_digest,
+    require_noise,
+)
 from pm1_core.privacy.secure_sum import STAGES, Member, Terms
+from pm1_core.privacy.terms import SiteTerms, terms_of
 from pm1_core.validate import refusal
 
 if TYPE_CHECKING:
@@ -32,16 +45,19 @@ class SiteAttempt:
     """One attempt at this site: its members, one for each sum."""
 
     def __init__(
-        self, site: SecureSite, release: Release, said: Sealed, plan: Plan, secured: Secured, folder: Path
+        self, site: SecureSite, release: Release, said: Sealed, plan: Plan, order: str, folder: Path
     ) -> None:
         self.site = site
         self.name = site.store.site
         self.release = release
         self.said = said
         self.plan = plan
-        self.secured = secured
+        self.secured = Secured.of(json.loads(order)["secure"])
+        terms = terms_of(json.loads(order)["privacy"])
+        self.site_terms = terms if isinstance(terms, SiteTerms) and terms.noise_multiplier else None
         self.folder = folder
         self.signer = identity(site.paths.identity)
+        self.noised = NoisedWords(folder.parent, SiteNoise.from_json(plan.noise)) if plan.noise else None
 
     def answered(self, what: str, stage: str, asked: bytes) -> bytes:
         """The answer of one sum's member to one stage; it is on disk once this returns."""
@@ -66,6 +82,9 @@ class SiteAttempt:
         The answer that is in them is on disk since it was sealed, and is paid for here.
         """
         self.site.outbox.pay(self.release)
+        if self.noised and TRAIN in opened:
+            self.noised.drawn(self.said.layout, self._changes())
+            self.site.outbox.pay(self.noised.release(self.release))
         named = self.plan.masked
         members = {what: Member.from_bytes(state, self.signer) for what, state in opened.items()}
         held = self.site.outbox.held(named)
@@ -106,6 +125,8 @@ class SiteAttempt:
                 )
             return member.advertise()
         said = self.said
+        if plan.words:
+            require_noise(plan, self.site_terms, self.secured, len(terms.sites))
         plan.require_own(self.name, layout_digest(said.layout), said.words, said.weights, said.entries)
         member = Member.create(terms, self.name, self.signer, known_peers(self.site.paths.peers))
         answer = member.advertise()
@@ -137,6 +158,10 @@ class SiteAttempt:
                 else:
                     yield name, np.zeros(2 * entry.size, "<u8")
             return
+        if self.noised:
+            words = self.noised.drawn(self.said.layout, self._changes())
+            yield from ((place.name, words[place.name].copy()) for place in self.said.layout)
+            return
         for place in self.said.layout:
             weight = self.plan.weights.get(place.kind, {}).get(self.name, 0.0)
             name = f"{TRAIN}/{place.name}"
@@ -146,6 +171,15 @@ class SiteAttempt:
                 yield place.name, fixed.encode(held[name], weight, draws)
             else:
                 yield place.name, np.zeros(place.size, f"<u{self.secured.bits // 8}")
+
+    def _changes(self) -> dict[str, np.ndarray]:
+        """What this site changed, of kinds in which the plan lets it have a part."""
+        held = Reader(self.site.vault.objects, self.release.objects)
+        return {
+            place.name: held[f"{TRAIN}/{place.name}"]
+            for place in self.said.layout
+            if f"{TRAIN}/{place.name}" in held and self.name in self.plan.weights.get(place.kind, {})
+        }
 
     def _note_opened(self, what: str, survivors: tuple[str, ...]) -> None:
         """Write down what will be opened, or raise PrivacyError if it may not be."""
@@ -157,7 +191,10 @@ class SiteAttempt:
                 # A number of steps is the same in every round: of figures only this request's count.
                 file = here if name.startswith(FIGURE) else everywhere
                 mark, left = self.said.marks[f"{what} {name}"], sites & set(survivors)
-                noted[file] = noted[file].with_opened(mark, left)
+                if self.noised and what == TRAIN:
+                    noted[file] = self.noised.opened(noted[file], mark, name, left)
+                else:
+                    noted[file] = noted[file].with_opened(mark, left)
         for file, openings in noted.items():
             if openings.sets:
                 atomic.write_bytes(file, openings.to_bytes())

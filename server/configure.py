@@ -14,13 +14,14 @@ from pm1_core.training.adapters import pin_base
 from pm1_core.training.tasks import TASKS, allowed_tasks, task_class
 from pm1_core.validate import refusal, require_choice
 from server.privacy_plan import NO_PRIVACY, public_phase, with_record_terms
+from server.secure_plan import with_site_terms
 from server.secure_study import secure_of, secure_phases
 from server.study import Phase, Study, expand
 
 ENCODERS = {"genotype": "latent", "phenotype": "latent", "fundus": "width"}
 """Trained encoders, and the key of their sizes that is the width of their tokens."""
 
-UNITS = ("none", "record")
+UNITS = ("none", "record", "site")
 _OF_PEOPLE = ("max_auc_fall", "min_group_auc", "min_people", "max_loss_rise")
 """Gates that are held against figures on people at the sites, or their number."""
 
@@ -64,7 +65,7 @@ def build_study(config: Mapping[str, Any]) -> Study:
             phase.pop("loop")
         phases[name] = phase
     secure = secure_of(config, strategy)
-    planned, epsilon = with_privacy(secure_phases(expand(phases), secure), config)
+    planned, epsilon = with_privacy(secure_phases(expand(phases), secure), config, secure)
     return Study(
         name=config["study"]["name"],
         seed=config["seed"],
@@ -84,7 +85,7 @@ def build_study(config: Mapping[str, Any]) -> Study:
 
 
 def with_privacy(
-    phases: tuple[Phase, ...], config: Mapping[str, Any]
+    phases: tuple[Phase, ...], config: Mapping[str, Any], secure: Mapping[str, Any]
 ) -> tuple[tuple[Phase, ...], Epsilon | None]:
     """The phases under the study's guarantee, and what it is. Raises ConfigError if it cannot be kept."""
     privacy = config["privacy"]
@@ -95,6 +96,8 @@ def with_privacy(
             raise ConfigError(refusal("key 'privacy.epsilon'", "privacy.unit is none", remedy))
         return phases, None
     allowed = allowed_tasks(config["site"].get("tasks", ()))
+    if unit == "site":
+        return with_site_terms(phases, privacy, secure, allowed)
     return with_record_terms(phases, privacy, config["seed"], allowed)
 
 

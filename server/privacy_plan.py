@@ -67,8 +67,8 @@ def with_record_terms(
     epsilon = privacy["epsilon"]
     if epsilon is None:
         raise ConfigError(refusal("key 'privacy.epsilon'", "it is not set", "give the study's budget, say 8"))
-    groups = _alike(phases)
-    _require_known_shares(privacy["shares"], groups)
+    groups = alike(phases)
+    require_known_shares(privacy["shares"], groups)
     plans, terms = [], {}
     for name, members in groups.items():
         cls = task_class(members[0].task, allowed, f"phase {name!r}, task")
@@ -79,7 +79,7 @@ def with_record_terms(
         else:
             terms[name] = replace(terms[name], noise_multiplier=0.0)
     if privacy["weights"] == "noised":
-        plans.append(Plan(COUNTS, _share(COUNTS, privacy["shares"]), "gaussian"))
+        plans.append(Plan(COUNTS, share_of(COUNTS, privacy["shares"]), "gaussian"))
     if not plans:
         raise ConfigError(refusal("key 'privacy.unit'", "no phase releases anything", "use privacy=none"))
     found = _calibrated(tuple(plans), float(epsilon), float(privacy["delta"]))
@@ -93,7 +93,7 @@ def with_record_terms(
     return tuple(planned), replace(found.epsilon, delta=float(privacy["delta"]))
 
 
-def _alike(phases: Sequence[Phase]) -> dict[str, list[Phase]]:
+def alike(phases: Sequence[Phase]) -> dict[str, list[Phase]]:
     """Phases by the name under which they are configured: a genotype phase has one for each chromosome."""
     groups: dict[str, list[Phase]] = {}
     for phase in phases:
@@ -141,10 +141,11 @@ def _plan(name: str, shares: Mapping[str, float], released: Sequence[Mechanism],
         remedy = "give it a phase for each, so that each has its share"
         raise ConfigError(refusal(f"phase {name!r}, privacy", found, remedy))
     (item,) = released
-    return Plan(name, _share(name, shares), item.kind, item.sample_rate, item.steps, phases)
+    return Plan(name, share_of(name, shares), item.kind, item.sample_rate, item.steps, phases)
 
 
-def _share(name: str, shares: Mapping[str, float]) -> float:
+def share_of(name: str, shares: Mapping[str, float]) -> float:
+    """The share of the phases of this name. Raises ConfigError if there is none."""
     if name not in shares:
         found = f"found shares of {', '.join(sorted(shares)) or 'nothing'}"
         remedy = f"give privacy.shares.{name}, a part of the budget"
@@ -152,7 +153,7 @@ def _share(name: str, shares: Mapping[str, float]) -> float:
     return float(shares[name])
 
 
-def _require_known_shares(shares: Mapping[str, float], groups: Collection[str]) -> None:
+def require_known_shares(shares: Mapping[str, float], groups: Collection[str]) -> None:
     """Raise ConfigError on the share of a phase that there is not: a misspelt one would go to nobody."""
     for name in shares:
         if name not in groups and name not in TASKS and name != COUNTS:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flwr.app import Message, RecordDict
 
@@ -24,9 +24,11 @@ from pm1_core.privacy.secure_plan import (
     Plan,
     Secured,
     layout_digest,
+    planned_noise,
     require_addable,
 )
 from pm1_core.privacy.secure_sum import LEAST_SITES, STAGES
+from pm1_core.privacy.terms import SiteTerms, terms_of
 from pm1_core.update import Tensors
 from pm1_core.validate import refusal
 from server.exchange import Participant, Receive, blaming
@@ -164,7 +166,9 @@ class SecureRound:
             if len(sites) >= LEAST_SITES:
                 entries[name] = Entry(self.statements.held[sites[0]].entries[name], tuple(sites))
         words = sum(place.size for place in self.layout)
-        plan = Plan(self.question.digest, number, layout_digest(self.layout), words, weights, entries)
+        noise = self._noise(words, len(members))
+        layout = layout_digest(self.layout)
+        plan = Plan(self.question.digest, number, layout, words, weights, entries, noise)
         for kind in (kind for kind, by_site in weights.items() if by_site):
             plan.fixed(kind, self.asked)  # raises ConfigError if the weights do not fit
         keys = {site: member.identity for site, member in members.items()}
@@ -173,6 +177,13 @@ class SecureRound:
             what: plan.terms(what, run, phase, self.question.round, keys, self.asked) for what in plan.sums
         }
         return Attempt.begun(self.folder / str(number), plan, list(keys), terms)
+
+    def _noise(self, words: int, sites: int) -> dict[str, Any]:
+        """What sites are told of noise, if the phase is under site-level privacy."""
+        terms = terms_of(self.run.phase.privacy)
+        if not words or not isinstance(terms, SiteTerms) or not terms.noise_multiplier:
+            return {}
+        return planned_noise(terms, self.asked, words, sites).to_json()
 
     def _require_several(self, what: str, sites: Mapping[str, float] | Sequence[str]) -> None:
         if 0 < len(sites) < LEAST_SITES:

@@ -56,6 +56,8 @@ from pm1_core.validate import refusal, require_keys, require_range
 
 WRAPS = 2.0**-40
 """Probability that a sum wraps in any of its words, at most."""
+LEAST_L2 = 1000.0
+"""Sensitivity in whole numbers, at least: from here on Skellam noise costs what Gaussian noise does."""
 _ROUNDED_DOWN = 2.0**-40
 _LARGEST_MEAN = 2.0**30
 _FLOAT = 1.0 + 2.0**-30
@@ -75,6 +77,14 @@ def skellam_rdp(
     far = np.minimum(((2 * orders - 1) * l2**2 + 6 * l1) / (4 * variance**2), 3 * l1 / (2 * variance))
     known = (orders == np.floor(orders)) & (orders > 1)
     return np.where(known, orders * l2**2 / (2 * variance) + far, np.inf)
+
+
+def nominal(noise_multiplier: float, steps: int = 1) -> Mechanism:
+    """What `steps` sums cost at most, whatever their words, sites and scale, of sensitivity `LEAST_L2` or more.
+
+    The second term of the bound falls with l2 at the same noise multiplier, and l1 is at most l2^2.
+    """
+    return Mechanism(SKELLAM, noise_multiplier, steps=steps, unit=SITE, l1=LEAST_L2**2, l2=LEAST_L2)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -25,9 +25,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pm1_core.errors import ConfigError, DataError, PrivacyError
+from pm1_core.privacy.distributed_noise import LEAST_L2, SiteNoise
 from pm1_core.privacy.fixed_point import FixedPoint
 from pm1_core.privacy.primitives import digest
 from pm1_core.privacy.secure_terms import LEAST_SITES, Terms, least_survivors
+from pm1_core.privacy.terms import SiteTerms
 from pm1_core.validate import refusal, require_keys, require_range
 
 TRAIN, EXACT = SUMS = "train", "exact"
@@ -103,6 +105,7 @@ class Plan:
     layout: digest of the tensors of the train sum; words: their elements, 0 without one
     weights: kind -> site -> what its tensors of that kind weigh, above 0
     entries: name -> what the exact sum has under it
+    noise: under site-level privacy what all sites are told of noise (`SiteNoise.to_json`); {} without
     """
 
     request: str
@@ -111,6 +114,7 @@ class Plan:
     words: int
     weights: Mapping[str, Mapping[str, float]]
     entries: Mapping[str, Entry]
+    noise: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def digest(self) -> str:
@@ -142,6 +146,8 @@ class Plan:
 
     def fixed(self, kind: str, asked: Secured) -> FixedPoint:
         """How tensors of a kind are encoded. Raises ConfigError if the weights do not fit the words."""
+        if self.noise:
+            return SiteNoise.from_json(self.noise).fixed
         return FixedPoint.fitting(asked.bits, asked.range, tuple(self.weights[kind].values()))
 
     def groups(self, what: str) -> Iterator[tuple[str, frozenset[str]]]:
@@ -214,6 +220,44 @@ def _whole(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise ValueError(f"{value!r} is no whole number")
     return value
+
+
+def planned_noise(terms: SiteTerms, asked: Secured, words: int, sites: int) -> SiteNoise:
+    """The noise of one attempt, with the largest scale that fits.
+
+    words: of the train sum; sites: how many are asked
+
+    Raises ConfigError if words are too short for it, PrivacyError if no share would be counted.
+    """
+    threshold = least_survivors(sites, asked.threshold)
+    noise = SiteNoise.planned(
+        asked.bits,
+        terms.clip,
+        asked.range,
+        words,
+        sites,
+        threshold,
+        terms.colluding,
+        terms.noise_multiplier,
+    )
+    if noise.l2 < LEAST_L2:
+        found = f"an update has a length of {noise.l2:.3g} whole numbers, and {LEAST_L2:g} are needed"
+        raise ConfigError(refusal(f"site noise in {asked.bits} bits", found, "use aggregation.bits=32"))
+    return noise
+
+
+def require_noise(plan: Plan, terms: SiteTerms | None, asked: Secured, sites: int) -> None:
+    """Raise PrivacyError unless a plan has the noise that an order's terms ask for; its scale is free."""
+    where = f"secure sum, plan of attempt {plan.attempt}"
+    if terms is None or not plan.words:
+        if plan.noise:
+            raise PrivacyError(refusal(where, "it has noise that the order does not ask for", "stop"))
+        return
+    found = SiteNoise.from_json(plan.noise)
+    wanted = planned_noise(terms, asked, plan.words, sites)
+    if found.l2 < LEAST_L2 or dataclasses.replace(found, scale=wanted.scale) != wanted:
+        remedy = "the coordinator asks for less noise than the order says: stop"
+        raise PrivacyError(refusal(where, "its noise is not that of the order's terms", remedy))
 
 
 def exact_words(values: NDArray[Any]) -> NDArray[Any]:
