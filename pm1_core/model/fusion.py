@@ -188,6 +188,7 @@ class FusionTransformer(nn.Module):
         masked: Tensor | None = None,
         corruption: Corruption | None = None,
         predict_missing: bool = True,
+        per_person: bool = False,
     ) -> Tensor:
         """Contextualised representations, float [n, 26, h], CLS first.
 
@@ -196,6 +197,8 @@ class FusionTransformer(nn.Module):
         corruption: of the tokens that stay visible; a [MASK] carries nothing that could be corrupted
         predict_missing: False leaves the rows of missing tokens at zero and saves their arithmetic, which
             training uses because no loss looks at them
+        per_person: save only what nobody in the batch has, so that a person's rows stay beside each other, and
+            everybody's are equally many: what gradients by person need
         """
         visible = present if masked is None else present & ~masked
         stream = self.project(tokens)
@@ -206,7 +209,10 @@ class FusionTransformer(nn.Module):
         stream = torch.where(visible.unsqueeze(-1), stream, mask)  # n, 25, h
         stream = torch.cat([cls, stream], 1) + self.per_row(self.positions, n)
         keys = F.pad(present, (1, 0), value=True)  # n, 26: CLS is always attended
-        return self.contextualise(stream, keys, keys if not predict_missing else None)
+        active = None if predict_missing else keys
+        if active is not None and per_person:
+            active = active.any(0).expand_as(active)
+        return self.contextualise(stream, keys, active)
 
     def contextualise(self, stream: Tensor, keys: Tensor, active: Tensor | None = None) -> Tensor:
         """The layers alone: stream float [n, 26, h] -> float [n, 26, h].

@@ -14,11 +14,13 @@ does not: its negatives are the other people of the batch, hence of one site.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from pm1_core.errors import ConfigError
 from pm1_core.fields import TOKENS_OF, Modality
@@ -217,25 +219,30 @@ def group_losses(
     present: Tensor,
     objective: FusionObjective,
     draws: torch.Generator,
-    groups: int,
+    shares: Sequence[int],
 ) -> Tensor:
     """Eq. 3 as a sum over the people of each group, float [groups]: nobody outside a group has a part in its loss.
 
-    tokens, present: as for `fusion_losses`, of groups x P people, a group's beside each other. A person without any
-    token, who fills a group up to P, adds nothing.
+    tokens, present: as for `fusion_losses`, people of a group beside each other
+    shares: people of each group; one without any has loss 0
     """
+    if not len(present):
+        return present.new_zeros(len(shares), dtype=torch.float32)
     masked = draw_masks(present, objective, draws)
     corruption = draw_corruption(len(present), model.config.width, objective, draws, present.device)
-    # All positions are computed: leaving out the missing ones would move people's rows apart.
-    hidden = model(tokens, present, masked, corruption)
+    hidden = model(tokens, present, masked, corruption, predict_missing=False, per_person=True)
     rebuilt = model.reconstruct(hidden)
     errors = torch.cat([(rebuilt[m] - tokens[m]).square().mean(-1) for m in Modality], 1)
     mask = person_means(errors, masked, objective.reduction)
     recon = person_means(errors, present & ~masked, objective.reduction)
-    pooled, has = (part.view(groups, -1, *part.shape[1:]) for part in model.pool(hidden, present))
+    pooled, has = (
+        # Groups side by side, filled up with people who have nothing.
+        pad_sequence(torch.split(part, list(shares)), batch_first=True)
+        for part in model.pool(hidden, present)
+    )
     terms, anchors = info_nce(pooled, has, objective.temperature)
     contrast = (terms.sum(-1) / anchors.sum(-1).clamp(min=1)).sum(-1)
-    recovered = (mask + recon).view(groups, -1).sum(-1)
+    recovered = torch.stack([own.sum() for own in torch.split(mask + recon, list(shares))])
     return (1 - objective.contrast) * recovered + objective.contrast * contrast
 
 

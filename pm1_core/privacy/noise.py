@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import math
 import secrets
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,11 @@ _AT_ONCE = 1 << 16
 
 def secret_generator() -> np.random.Generator:
     """A generator over ChaCha20 (RFC 8439) with a fresh key of 256 bits from the operating system."""
-    return np.random.Generator(ChaCha(key=secrets.randbits(256), rounds=_ROUNDS))
+    return _keyed(secrets.randbits(256))
+
+
+def _keyed(key: int) -> np.random.Generator:
+    return np.random.Generator(ChaCha(key=key, rounds=_ROUNDS))
 
 
 def grid(sensitivity: float) -> float:
@@ -58,7 +63,11 @@ def grid(sensitivity: float) -> float:
 
 
 def gaussian(
-    values: NDArray[Any], sensitivity: float, noise_multiplier: float, generator: np.random.Generator
+    values: NDArray[Any],
+    sensitivity: float,
+    noise_multiplier: float,
+    generator: np.random.Generator,
+    threads: int = 1,
 ) -> NDArray[Any]:
     """`values` with noise of standard deviation `noise_multiplier * sensitivity` (and 0.1% more), on the grid.
 
@@ -67,6 +76,7 @@ def gaussian(
     sensitivity: how far in L2 norm one unit moves everything that is released together; give it for each of
         several arrays that are, up to 2^32 numbers in all
     generator: from `secret_generator`
+    threads: that draw noise at the same time, each from ChaCha20 under a key of its own that `generator` drew
 
     Raises PrivacyError if there would be no noise, or the release is too large for the theorem above.
     """
@@ -85,6 +95,26 @@ def gaussian(
         )
     flat = np.ascontiguousarray(values).reshape(-1)
     out = np.empty(flat.shape, flat.dtype)
+    if threads <= 1 or flat.size < 2 * _AT_ONCE:
+        _add_noise(flat, out, step, scale, generator)
+        return out.reshape(values.shape)
+    each = -(-flat.size // threads)
+    parts = [slice(start, start + each) for start in range(0, flat.size, each)]
+    keys = [int.from_bytes(generator.bytes(32), "little") for _ in parts]
+    with ThreadPoolExecutor(threads) as pool:
+        # Consumed, so that an exception of a thread is raised here.
+        list(
+            pool.map(
+                lambda part, key: _add_noise(flat[part], out[part], step, scale, _keyed(key)), parts, keys
+            )
+        )
+    return out.reshape(values.shape)
+
+
+def _add_noise(
+    flat: NDArray[Any], out: NDArray[Any], step: float, scale: float, generator: np.random.Generator
+) -> None:
+    """Write `flat` with noise into `out`, both [n]; all in steps of the grid until the last line."""
     for start in range(0, flat.size, _AT_ONCE):
         steps = flat[start : start + _AT_ONCE].astype(np.float64)
         np.divide(steps, step, out=steps)
@@ -97,7 +127,6 @@ def gaussian(
         np.add(steps, noise, out=steps)
         np.multiply(steps, step, out=steps)
         out[start : start + _AT_ONCE] = steps
-    return out.reshape(values.shape)
 
 
 def poisson_sample(n: int, rate: float, generator: np.random.Generator) -> NDArray[np.bool_]:

@@ -12,9 +12,9 @@ hooks that build every unit's gradient pay its memory.
     LayerNorm       sum_t g_t x_t, sum_t g_t      the vectors themselves
     PerRow          sum_t g_t                     the tensor itself
 
-A unit is one row of the batch or several: rows of a unit are neighbours, and all units of a batch have
-equally many. Whatever mixes rows of different units (batch normalisation, a loss over the batch) has no
-gradient of one unit and is refused where it can be seen; a caller's loss cannot be seen, see `Units`.
+A unit is one row of the batch or several, and these are neighbours. Whatever mixes rows of different units
+(batch normalisation, a loss over the batch) has no gradient of one unit and is refused where it can be seen; a
+caller's loss cannot be seen, see `Units`.
 
 Bound. The sum over units moves by at most `clip` when a unit is added or removed, and by 2 `clip` when one is
 changed: gradients are cut to (1 - 2^-10) of it, which leaves room for rounding in float32. Squares by inner
@@ -23,7 +23,7 @@ products lose digits where rows cancel; their error is bounded by that of the ro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -42,11 +42,56 @@ _ROOM = 1 - 2.0**-10
 _EPSILON = float(torch.finfo(torch.float32).eps)
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Which rows of a batch are whose. units: how many there are; shares: rows of each, None if all have as many.
+
+    A layer may see several rows for one of these (the tokens of a person), in the same order.
+    """
+
+    units: int
+    shares: tuple[int, ...] | None = None
+
+    def split(self, rows: Tensor) -> Sequence[Tensor]:
+        """Each unit's rows of [n, ...]; one tensor [units, n / units, ...] if all have as many."""
+        if self.shares is None:
+            return rows.view(self.units, -1, *rows.shape[1:])
+        times = len(rows) // max(1, sum(self.shares))
+        return torch.split(rows, [share * times for share in self.shares])
+
+    def sum(self, rows: Tensor) -> Tensor:
+        """[n, ...] -> [units, ...]."""
+        found = self.split(rows)
+        return found.sum(1) if isinstance(found, Tensor) else torch.stack([own.sum(0) for own in found])
+
+    def spread(self, scale: Tensor, count: int) -> Tensor:
+        """Of each unit [units] to its rows [count]."""
+        if self.shares is None:
+            return scale.repeat_interleave(count // self.units)
+        times = count // max(1, sum(self.shares))
+        return scale.repeat_interleave(torch.tensor(self.shares, device=scale.device) * times)
+
+    def products(self, g: Tensor, a: Tensor) -> Tensor:
+        """sum_t g_t a_t^T of each unit: [n, out] and [n, in] -> [units, out, in]."""
+        outputs, inputs = self.split(g), self.split(a)
+        if isinstance(outputs, Tensor) and isinstance(inputs, Tensor):
+            return torch.bmm(outputs.mT, inputs)
+        return torch.stack([out.T @ inn for out, inn in zip(outputs, inputs, strict=True)])
+
+    def squares(self, g: Tensor, a: Tensor) -> Tensor:
+        """|sum_t g_t a_t^T|^2 of each unit [units], from above, without building it."""
+        outputs, inputs = self.split(g), self.split(a)
+        if isinstance(outputs, Tensor) and isinstance(inputs, Tensor):
+            return _ghost_squares(outputs, inputs)
+        pairs = zip(outputs, inputs, strict=True)
+        return torch.cat([_ghost_squares(out[None], inn[None]) for out, inn in pairs])
+
+
 @dataclass
 class _Use:
     """One use of a parameter: `each` gives the gradient of every unit [k, *shape].
 
-    ghost: (a [k, R, in], g [k, R, out]) where the gradient is the sum of g_t a_t^T, and not to be built
+    ghost: (g [n, out], a [n, in]) where the gradient is the sum of g_t a_t^T, and not to be built
     """
 
     each: Callable[[], Tensor]
@@ -63,7 +108,7 @@ class ClippedGradients:
         self._names = {id(parameter): name for name, parameter in trained.items()}
         self._trained = trained
         self._uses: dict[str, list[_Use]] = {}
-        self._units = 0
+        self._rows = Rows(0)
         self._recording = False
         self._free = set(trained)  # in no layer, so every step has to hand them out by PerRow
         self._handed: set[str] = set()
@@ -78,16 +123,16 @@ class ClippedGradients:
                 layer.register_forward_hook(self._seen)
                 self._free -= set(own)
 
-    def step(self, losses: Callable[[], Tensor], units: int, clip: float) -> None:
+    def step(self, losses: Callable[[], Tensor], rows: Rows, clip: float) -> None:
         """Set `grad` of every trained parameter to the sum over units of their cut gradients, float32.
 
         losses: gives each unit's loss, float [units]. A unit whose gradient is not finite counts as zero.
         """
-        self._units, self._uses = units, {name: [] for name in self._trained}
+        self._rows, self._uses = rows, {name: [] for name in self._trained}
         self._handed.clear()
         with self._watching():
             found = losses()
-            if found.shape != (units,):
+            if found.shape != (rows.units,):
                 remedy = "give the loss of each unit"
                 raise ConfigError(refusal("private loss", f"found shape {tuple(found.shape)}", remedy))
             for name in sorted(self._free - self._handed):
@@ -101,10 +146,11 @@ class ClippedGradients:
     @torch.no_grad()
     def _cut(self, clip: float) -> None:
         device = next(iter(self._trained.values())).device
-        squares, built = torch.zeros(self._units, device=device), {}
+        rows = self._rows
+        squares, built = torch.zeros(rows.units, device=device), {}
         for name, uses in self._uses.items():
             if len(uses) == 1 and uses[0].ghost:
-                squares += _ghost_squares(*uses[0].ghost)
+                squares += rows.squares(*uses[0].ghost)
             elif uses:
                 # Several uses of one parameter add up before they are measured.
                 built[name] = torch.stack([use.each() for use in uses]).sum(0) if uses[1:] else uses[0].each()
@@ -118,9 +164,9 @@ class ClippedGradients:
             if name in built:
                 parameter.grad = torch.tensordot(scale, _whole(built[name], broken), 1).view_as(parameter)
             elif uses and uses[0].ghost:
-                a, g = (_whole(tensor, broken) for tensor in uses[0].ghost)
-                scaled = g * scale[:, None, None]
-                parameter.grad = scaled.flatten(0, 1).T @ a.flatten(0, 1)
+                lost = None if broken is None else rows.spread(broken, len(uses[0].ghost[0]))
+                g, a = (_whole(tensor, lost) for tensor in uses[0].ghost)
+                parameter.grad = (g * rows.spread(scale, len(g))[:, None]).T @ a
             else:
                 parameter.grad = torch.zeros_like(parameter)
 
@@ -128,12 +174,12 @@ class ClippedGradients:
         """Forward hook of a layer: keep what went in, and on the way back the gradient of what came out."""
         if not self._recording:
             return None
-        entered, units = given[0].detach(), self._units
+        entered, rows = given[0].detach(), self._rows
         if not output.requires_grad:
             output.requires_grad_()
 
         def kept(gradient: Tensor) -> None:
-            for own, use in _USES[type(layer)](layer, entered, gradient, units):
+            for own, use in _USES[type(layer)](layer, entered, gradient, rows):
                 if id(own) in self._names:
                     self._uses[self._names[id(own)]].append(use)
 
@@ -145,12 +191,11 @@ class ClippedGradients:
         name = self._names.get(id(given[0]))
         if not self._recording or name is None:
             return None
-        leaf, units = output.detach().requires_grad_(), self._units
+        leaf, rows = output.detach().requires_grad_(), self._rows
         self._handed.add(name)
 
         def kept(gradient: Tensor) -> None:
-            rows = gradient.float().reshape(units, -1, *gradient.shape[1:])
-            self._uses[name].append(_Use(lambda: rows.sum(1)))
+            self._uses[name].append(_Use(lambda: rows.sum(gradient.float())))
 
         leaf.register_hook(kept)  # type: ignore[no-untyped-call]
         return leaf
@@ -170,44 +215,45 @@ class ClippedGradients:
                 parameter.requires_grad_(before[name])
 
 
-def _linear(layer: nn.Linear, a: Tensor, g: Tensor, units: int) -> Iterator[tuple[Tensor, _Use]]:
-    a, g = (tensor.float().reshape(units, -1, tensor.shape[-1]) for tensor in (a, g))
-    rows, width = a.shape[1], a.shape[2] * g.shape[2] / (a.shape[2] + g.shape[2])
-    yield layer.weight, _Use(lambda: torch.bmm(g.mT, a), (a, g) if rows <= width else None)
+def _linear(layer: nn.Linear, a: Tensor, g: Tensor, rows: Rows) -> Iterator[tuple[Tensor, _Use]]:
+    a, g = (tensor.float().reshape(-1, tensor.shape[-1]) for tensor in (a, g))
+    width = a.shape[1] * g.shape[1] / (a.shape[1] + g.shape[1])
+    ghost = len(a) <= width * rows.units
+    yield layer.weight, _Use(lambda: rows.products(g, a), (g, a) if ghost else None)
     if layer.bias is not None:
-        yield layer.bias, _Use(lambda: g.sum(1))
+        yield layer.bias, _Use(lambda: rows.sum(g))
 
 
-def _convolution(layer: nn.Conv2d, a: Tensor, g: Tensor, units: int) -> Iterator[tuple[Tensor, _Use]]:
+def _convolution(layer: nn.Conv2d, a: Tensor, g: Tensor, rows: Rows) -> Iterator[tuple[Tensor, _Use]]:
     if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
         raise ConfigError(refusal("convolution", "found another padding than by zeros", "give its width"))
     a, g = a.float(), g.float()
 
     def weight() -> Tensor:
         unfolded = functional.unfold(a, layer.kernel_size, layer.dilation, layer.padding, layer.stride)  # type: ignore[arg-type]
-        rows, groups = len(a), layer.groups
-        inner = unfolded.view(rows * groups, -1, unfolded.shape[-1])
-        outer = g.reshape(rows * groups, -1, inner.shape[-1])
-        each = torch.bmm(outer, inner.mT)  # rows * groups, out / groups, in / groups * kernel
-        return each.view(units, -1, *layer.weight.shape).sum(1)
+        count = len(a) * layer.groups
+        inner = unfolded.view(count, -1, unfolded.shape[-1])
+        outer = g.reshape(count, -1, inner.shape[-1])
+        each = torch.bmm(outer, inner.mT)  # n * groups, out / groups, in / groups * kernel
+        return rows.sum(each.view(len(a), *layer.weight.shape))
 
     yield layer.weight, _Use(weight)
     if layer.bias is not None:
-        yield layer.bias, _Use(lambda: g.sum((2, 3)).view(units, -1, g.shape[1]).sum(1))
+        yield layer.bias, _Use(lambda: rows.sum(g.sum((2, 3))))
 
 
-def _norm(layer: nn.LayerNorm, a: Tensor, g: Tensor, units: int) -> Iterator[tuple[Tensor, _Use]]:
+def _norm(layer: nn.LayerNorm, a: Tensor, g: Tensor, rows: Rows) -> Iterator[tuple[Tensor, _Use]]:
     shape = layer.normalized_shape
     g = g.float()
 
     def weight() -> Tensor:
         scaled = functional.layer_norm(a.float(), shape, eps=layer.eps) * g
-        return scaled.view(units, -1, *shape).sum(1)
+        return rows.sum(scaled.reshape(-1, *shape))
 
     if layer.weight is not None:
         yield layer.weight, _Use(weight)
     if layer.bias is not None:
-        yield layer.bias, _Use(lambda: g.reshape(units, -1, *shape).sum(1))
+        yield layer.bias, _Use(lambda: rows.sum(g.reshape(-1, *shape)))
 
 
 _USES: dict[type, Callable[..., Iterator[tuple[Tensor, _Use]]]] = {
@@ -217,8 +263,8 @@ _USES: dict[type, Callable[..., Iterator[tuple[Tensor, _Use]]]] = {
 }
 
 
-def _ghost_squares(a: Tensor, g: Tensor) -> Tensor:
-    """|sum_t g_t a_t^T|^2 of every unit [k], from above: [k, R, in] and [k, R, out]."""
+def _ghost_squares(g: Tensor, a: Tensor) -> Tensor:
+    """|sum_t g_t a_t^T|^2 of every unit [k], from above: [k, R, out] and [k, R, in]."""
     inputs, outputs = torch.bmm(a, a.mT), torch.bmm(g, g.mT)
     # The lengths of rows bound what rounding can hide where rows cancel.
     lengths = (inputs.diagonal(dim1=1, dim2=2) * outputs.diagonal(dim1=1, dim2=2)).clamp_min(0).sqrt()

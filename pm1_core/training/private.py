@@ -32,7 +32,7 @@ import torch
 
 from pm1_core.privacy.noise import gaussian, poisson_sample, secret_generator
 from pm1_core.privacy.terms import RecordTerms
-from pm1_core.training.clipping import ClippedGradients
+from pm1_core.training.clipping import ClippedGradients, Rows
 from pm1_core.training.guide import UNGUIDED, Guide, Trained
 from pm1_core.training.memory import Memory
 from pm1_core.training.moments import load_moments, save_moments
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from pm1_core.training.loop import LoopConfig
 
 LossesOf = Callable[[np.ndarray, torch.Generator, int], torch.Tensor]
+SharesOf = Callable[[np.ndarray], tuple[int, ...]]
 _MOST_AT_ONCE = 128
 """Units whose gradients are added up in float32; `clipping` leaves room for the rounding of so many."""
 
@@ -55,10 +56,12 @@ class Units:
     losses: (indices int64 [k] into them, draws, number of the step in the phase) -> loss of each unit, float
         [k], which depends on nothing of any other unit; the rows of a unit are neighbours in every layer's
         batch
+    shares: how many rows each of these units has in a batch, None if all have as many
     """
 
     count: int
     losses: LossesOf
+    shares: SharesOf | None = None
 
 
 def train_privately(
@@ -86,7 +89,7 @@ def train_privately(
     secret, clipped = secret_generator(), ClippedGradients(module, trained)
     draws = torch.Generator().manual_seed(secrets.randbits(63))
     at_once = min(_MOST_AT_ONCE, max(1, (loop.batch_size or _MOST_AT_ONCE) // terms.group_size))
-    before = (order.round - 1) * terms.steps
+    threads, before = torch.get_num_threads(), (order.round - 1) * terms.steps
     module.train()
     guide.begin(trained)
     for local in range(terms.steps):
@@ -97,7 +100,7 @@ def train_privately(
         taken = np.flatnonzero(poisson_sample(units.count, terms.sample_rate, secret))
         sums = clipped_sums(clipped, trained, units, taken, terms.clip, at_once, draws, before + local)
         for name, parameter in trained.items():
-            noised = gaussian(sums[name], terms.clip, terms.noise_multiplier, secret)
+            noised = gaussian(sums[name], terms.clip, terms.noise_multiplier, secret, threads)
             parameter.grad = torch.from_numpy(noised).to(parameter) / terms.units
         guide.adjust(trained)
         optimiser.step()
@@ -123,7 +126,8 @@ def clipped_sums(
     sums: dict[str, np.ndarray] = {}
     for start in range(0, len(taken), at_once):
         chunk = taken[start : start + at_once]
-        clipped.step(partial(units.losses, chunk, draws, step), len(chunk), clip)
+        rows = Rows(len(chunk), units.shares(chunk) if units.shares else None)
+        clipped.step(partial(units.losses, chunk, draws, step), rows, clip)
         for name, parameter in trained.items():
             assert parameter.grad is not None  # `step` has just set it
             found = parameter.grad.cpu().numpy()

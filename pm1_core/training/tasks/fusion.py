@@ -191,29 +191,15 @@ class FusionTask(Task):
         group = groups_of(subjects, terms.groups, order)
         members = [np.flatnonzero(group == number) for number in range(terms.groups)]
 
+        def shares_of(chosen: np.ndarray) -> tuple[int, ...]:
+            return tuple(len(members[number]) for number in chosen)
+
         def losses_of(chosen: np.ndarray, draws: torch.Generator, step: int) -> torch.Tensor:
-            size = max(1, *(len(members[number]) for number in chosen))
-            places = np.full((len(chosen), size), -1)
-            for row, number in enumerate(chosen):
-                places[row, : len(members[number])] = members[number]
-            tokens, present = self._padded(held, places.ravel())
-            losses = group_losses(module, tokens, present, self.objective, draws, len(chosen))
-            return losses / terms.group_size
+            tokens, present = self._batch(held, np.concatenate([members[number] for number in chosen]))
+            shares = shares_of(chosen)
+            return group_losses(module, tokens, present, self.objective, draws, shares) / terms.group_size
 
-        return Units(terms.groups, losses_of)
-
-    def _padded(
-        self, held: TokenSet, places: np.ndarray
-    ) -> tuple[dict[Modality, torch.Tensor], torch.Tensor]:
-        """Tokens and presence of people; -1 stands for nobody, whose tokens are zero."""
-        there = torch.from_numpy(places >= 0).to(self.device)
-        if not len(held.people):
-            empty = {m: np.zeros((len(places), *held.tokens[m].shape[1:]), np.float32) for m in Modality}
-            held = TokenSet(places, empty, np.zeros((len(places), held.present.shape[1]), bool))
-        tokens, present = self._batch(held, np.maximum(places, 0))
-        return {m: torch.where(there[:, None, None], tokens[m], 0.0) for m in Modality}, present & there[
-            :, None
-        ]
+        return Units(terms.groups, losses_of, shares_of)
 
     def _load(self, tensors: Tensors) -> FusionTransformer:
         module = FusionTransformer(self.config, seed=None)
