@@ -207,15 +207,16 @@ class AttackNode:
     epochs: of each of them
     epsilons: guarantees beside which the unprotected model stands, at privacy.delta
     chromosome: whose auto-encoder is attacked
-    canaries: of an audit
+    canaries, audit_steps: of an audit
     """
 
-    candidates: int = 400
-    models: int = 16
+    candidates: int = 200
+    models: int = 12
     epochs: int = 60
     epsilons: list[float] = field(default_factory=lambda: [1.0, 8.0])
     chromosome: int = 22
     canaries: int = 2000
+    audit_steps: int = 10
 
 
 @dataclass

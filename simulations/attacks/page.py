@@ -86,8 +86,8 @@ def _roc(plot: dict[str, Any], title: str) -> str:
     axes = dress(page.subplots(), None)
     smallest = 1e-3
     for number, line in enumerate(plot["curves"]):
-        style = {"color": _COLOURS[number % 6], "linestyle": _STYLES[number // 6 % 4], "linewidth": 1.4}
-        axes.step(line["fpr"], line["tpr"], where="post", label=line["label"], **style)
+        colour, style = _COLOURS[number % len(_COLOURS)], _STYLES[number // len(_COLOURS) % len(_STYLES)]
+        axes.step(line["fpr"], line["tpr"], style, where="post", label=line["label"], color=colour)
     axes.plot([smallest, 1], [smallest, 1], color=MUTED, linewidth=0.7, linestyle="--", label="chance")
     axes.set(xscale="log", yscale="log", xlim=(smallest, 1), ylim=(smallest, 1))
     axes.set(xlabel="false-positive rate", ylabel="true-positive rate")

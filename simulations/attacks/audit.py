@@ -1,0 +1,257 @@
+"""An audit of private training in one run: a lower bound on epsilon, from what an attacker guesses right.
+
+Steinke, Nasr and Jagielski 2023, "Privacy auditing with one (1) training run": of m canaries each is included by a
+fair coin of its own; from what is released the auditor guesses r of the coins and abstains from the others. If the
+mechanism is (epsilon, delta)-private for one person added or removed, the number W of right guesses is bounded by
+a binomial one (theorem 5.2, and its form for computing in appendix D):
+
+    P(W >= v) <= P(B >= v) + 2 m delta max_i P(v > B >= v - i) / i,   B ~ Binomial(r, e^epsilon / (1 + e^epsilon))
+
+The largest epsilon at which that is below 5% is refuted, with 95% confidence: the mechanism is not (epsilon,
+delta)-private for a smaller one. r is fixed before the release is looked at, from a rehearsal with random numbers
+of the auditor's own.
+
+Canaries are people as bad as clipping allows: each has a gradient beyond the bound, in a direction that is nobody
+else's (the "gradient canaries" of section 6). So the bound is of the private step itself, which all trained parts
+of PM1 share, and not of how memorable a person is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import nn
+
+from pm1_core.errors import InputError
+from pm1_core.privacy.accounting import tightest
+from pm1_core.privacy.calibration import Plan, calibrate
+from pm1_core.privacy.mechanisms import Mechanism
+from pm1_core.privacy.noise import gaussian, secret_generator
+from pm1_core.privacy.terms import RecordTerms, to_order
+from pm1_core.training.loop import LoopConfig
+from pm1_core.training.optimisers import OptimiserConfig
+from pm1_core.training.order import Order
+from pm1_core.training.private import Units, train_privately
+from pm1_core.validate import refusal
+from simulations.attacks.outcome import Cell, Outcome, Setting
+
+CONFIDENCE = 0.95
+_MOST = 60.0
+_NO_NOISE = 1e-6
+_FEWEST = 10
+_WIDTH = 10
+_LOUD = 100.0
+
+
+def guessing_probability(right: int, guesses: int, canaries: int, epsilon: float, delta: float) -> float:
+    """The largest chance of at least `right` right guesses under any (epsilon, delta)-private mechanism.
+
+    Raises InputError unless 0 <= right <= guesses <= canaries.
+    """
+    if not 0 <= right <= guesses <= canaries:
+        found = f"found {right} right of {guesses} guesses on {canaries} canaries"
+        raise InputError(refusal("audit", found, "give counts that do not fall in this order"))
+    truth = stats.binom(guesses, 1 / (1 + np.exp(-epsilon)))
+    chance = float(truth.sf(right - 1))
+    if delta == 0 or right == 0:
+        return min(1.0, chance)
+    just_below = np.cumsum(truth.pmf(np.arange(right - 1, -1, -1)))  # P(v > B >= v - i), i = 1..v
+    slope = float((just_below / np.arange(1, right + 1)).max())
+    return min(1.0, chance + 2 * canaries * delta * slope)
+
+
+def lower_bound(
+    right: int, guesses: int, canaries: int, delta: float, confidence: float = CONFIDENCE
+) -> float:
+    """The largest epsilon that these guesses refute at `delta` with `confidence`; 0 if they refute none.
+
+    >>> round(lower_bound(100, 100, 100, 0.0), 2)
+    3.49
+    >>> lower_bound(52, 100, 100, 1e-5)
+    0.0
+    """
+    refused = 1 - confidence
+
+    def refuted(epsilon: float) -> bool:
+        return guessing_probability(right, guesses, canaries, epsilon, delta) <= refused
+
+    if not refuted(0.0):
+        return 0.0
+    low, high = 0.0, _MOST
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if refuted(middle) else (low, middle)
+    return low
+
+
+@dataclass(frozen=True)
+class Audit:
+    """right of `guesses` guesses on `canaries` coins; epsilon: the lower bound at delta, with confidence 95%."""
+
+    right: int
+    guesses: int
+    canaries: int
+    delta: float
+    epsilon: float
+
+
+def audited(scores: np.ndarray, included: np.ndarray, guesses: int, delta: float) -> Audit:
+    """Guess that the `guesses` / 2 highest scores were in and as many lowest out.
+
+    scores: float [m], known to the attacker; included: bool [m], the coins, looked at only to count
+    """
+    each = guesses // 2
+    ranked = np.argsort(scores, kind="stable")
+    right = int(included[ranked[len(scores) - each :]].sum() + (~included[ranked[:each]]).sum())
+    return Audit(right, 2 * each, len(scores), delta, lower_bound(right, 2 * each, len(scores), delta))
+
+
+def rehearsed(canaries: int, terms: RecordTerms, delta: float, seed: int = 0) -> int:
+    """The number of guesses that does best in a rehearsal of the mechanism that `terms` claims.
+
+    It uses the claim and random numbers alone, so that the guesses on a release are fixed before it is seen.
+    """
+    rng = np.random.default_rng(seed)
+    included = rng.random(canaries) < 0.5
+    noise = terms.noise_multiplier * np.sqrt(terms.steps) * rng.standard_normal(canaries)
+    scores = np.where(included, rng.binomial(terms.steps, terms.sample_rate, canaries), 0) + noise
+    tries = np.unique(np.geomspace(_FEWEST, canaries, 25).astype(int) // 2 * 2)
+    bounds = [audited(scores, included, int(count), delta).epsilon for count in tries]
+    return int(tries[int(np.argmax(bounds))])
+
+
+def gaussian_sum(included: np.ndarray, noise_multiplier: float) -> np.ndarray:
+    """One noised sum of orthogonal unit vectors, one of each canary that is included: float [m]."""
+    return gaussian(included.astype(np.float64), 1.0, noise_multiplier, secret_generator())
+
+
+def private_training(included: np.ndarray, terms: RecordTerms, folder: Path) -> np.ndarray:
+    """Scores float [m] of canaries after training as sites do it, `terms.steps` steps under `terms`.
+
+    The part is one linear layer. A canary's input is one-hot and its loss is one output, so that its gradient is one
+    weight of its own, far beyond the clipping bound. Plain steps of size 1 make the layer's change the sum of all
+    noised gradients. Who is in a step, clipping, noise and division are those of `train_privately`.
+    """
+    count = len(included)
+    rows = -(-count // _WIDTH)
+    module = nn.Linear(rows, _WIDTH, bias=False)
+    nn.init.zeros_(module.weight)
+    inside = np.flatnonzero(included)
+    place, output = torch.from_numpy(inside // _WIDTH), torch.from_numpy(inside % _WIDTH)
+
+    def losses(indices: np.ndarray, draws: torch.Generator, step: int) -> torch.Tensor:
+        chosen = torch.from_numpy(np.asarray(indices, np.int64))
+        values = module(nn.functional.one_hot(place[chosen], rows).float())
+        return -_LOUD * values.gather(1, output[chosen, None])[:, 0]
+
+    order = Order("audit", "audit", 1, 1, 0, privacy=to_order(terms))
+    optimiser = OptimiserConfig(name="sgd", learning_rate=1.0, momentum=0.0)
+    loop = LoopConfig(batch_size=0, keep_moments=False, optimiser=optimiser, device="cpu")
+    folder.mkdir(parents=True, exist_ok=True)
+    trained = {"weight": module.weight}
+    train_privately(module, trained, order, terms, folder, Units(len(inside), losses), loop)
+    return module.weight.detach().double().numpy().T.reshape(-1)[:count]
+
+
+def coins(count: int, seed: int) -> np.ndarray:
+    """Who is included, bool [count]."""
+    return np.random.default_rng(seed).random(count) < 0.5
+
+
+def attack(setting: Setting) -> Outcome:
+    """The Gaussian mechanism, the private step, and the private step without its noise."""
+    options, delta = setting.options, float(setting.config["privacy"]["delta"])
+    count, rate = int(options["canaries"]), float(setting.config["privacy"]["sample_rate"])
+    rows: list[dict[str, Cell]] = []
+    with setting.stages.stage("audit: one run with canaries") as step:
+        epsilons = [float(epsilon) for epsilon in options["epsilons"]]
+        for number, epsilon in enumerate(epsilons):
+            step(f"epsilon {epsilon:g}", number, len(epsilons))
+            seed = int(setting.config["seed"]) + number
+            alone = RecordTerms(calibrate([Plan("sum", 1.0, "gaussian")], epsilon, delta).noise["sum"])
+            often = _terms(epsilon, delta, rate, int(options["audit_steps"]))
+            silent = replace(often, noise_multiplier=_NO_NOISE)
+            train = partial(private_training, folder=setting.folder)
+            for title, claimed, released in (
+                (
+                    "Gaussian mechanism, one sum",
+                    alone,
+                    lambda coin, t=alone: gaussian_sum(coin, t.noise_multiplier),
+                ),
+                (f"private training, {often.steps} steps", often, lambda coin, t=often: train(coin, t)),
+                ("the same, its noise secretly left out", often, lambda coin, t=silent: train(coin, t)),
+            ):
+                included = coins(count, seed)
+                guesses = rehearsed(count, claimed, delta, seed + 1)
+                found = audited(released(included), included, guesses, delta)
+                rows.append(_row(title, claimed, found))
+        step("", len(epsilons), len(epsilons))
+    return {
+        "title": "Canary audit",
+        "attacker": "Put the canaries in himself, knows their gradients, the terms and the model before and after "
+        "training, and has to say of each canary whether it was in. Sees the model after all steps, not every step.",
+        "sets": f"{count:,} canaries, each included by a fair coin; delta {delta:g}; lower bounds hold with 95% "
+        "confidence.",
+        "columns": [
+            {"key": "target", "label": "Mechanism", "kind": "text"},
+            {"key": "claimed", "label": "Claimed epsilon (upper bound)", "kind": "figure"},
+            {"key": "bound", "label": "Lower bound found", "kind": "figure"},
+            {"key": "right", "label": "Right guesses", "kind": "count"},
+            {"key": "guesses", "label": "Guesses", "kind": "count"},
+            {"key": "verdict", "label": "", "kind": "text"},
+        ],
+        "rows": rows,
+        "plot": {
+            "kind": "bounds",
+            "axis": "epsilon: ● refuted up to here, ▏ claimed",
+            "rows": [
+                {
+                    "label": f"{row['target']}, ε {row['claimed']:.1f}",
+                    "value": row["bound"],
+                    "claim": row["claimed"],
+                }
+                for row in rows
+            ],
+        },
+        "findings": [_sentence(row) for row in rows],
+        "notes": [
+            "A lower bound below the claim is what a sound mechanism gives, and no proof. The theorem itself loses: "
+            "many canaries in one run can refute about half of a large epsilon, not all of it.",
+            "An audit of the step says nothing of what is released beside it, and nothing of how memorable real "
+            "people are.",
+        ],
+    }
+
+
+def _terms(epsilon: float, delta: float, rate: float, steps: int) -> RecordTerms:
+    noise = calibrate([Plan("audit", 1.0, "sampled", rate, steps)], epsilon, delta).noise["audit"]
+    return RecordTerms(noise, sample_rate=rate, steps=steps)
+
+
+def _row(title: str, claimed: RecordTerms, found: Audit) -> dict[str, Cell]:
+    """The claim is the accountant's upper bound for the terms, not the epsilon that was asked for."""
+    kind = "sampled" if claimed.sample_rate < 1 or claimed.steps > 1 else "gaussian"
+    mechanism = Mechanism(kind, claimed.noise_multiplier, claimed.sample_rate, claimed.steps)
+    upper = tightest([mechanism], found.delta).value
+    verdict = "exceeds the claim" if found.epsilon > upper else "below the claim"
+    return {
+        "target": title,
+        "claimed": upper,
+        "bound": found.epsilon,
+        "right": found.right,
+        "guesses": found.guesses,
+        "verdict": verdict,
+    }
+
+
+def _sentence(row: dict[str, Any]) -> str:
+    return (
+        f"{row['target']}: claimed epsilon {row['claimed']:.2f}, refuted up to {row['bound']:.2f} "
+        f"({row['right']} of {row['guesses']} guesses right): {row['verdict']}."
+    )
