@@ -3,8 +3,10 @@
     auc.TARGET                  area under the ROC curve from all modalities
     auc                         mean over the targets that have one
     genotype.BIN                weighted accuracy of reconstructed genotypes, by frequency of the rarer allele
+    chance.genotype.BIN         the same of whoever says one dosage of everybody
+    kept.genotype.BIN           how far the accuracy is from that, 0, to perfect, 1
     ancestry.auc.GROUP          mean area over targets, in each ancestry that has enough cases and controls
-    ancestry.genotype.GROUP     weighted accuracy of genotypes in each ancestry
+    ancestry.genotype.GROUP     as kept.genotype, over SNPs that vary in each ancestry
     gap.auc, gap.genotype       highest minus lowest of these
     attack.genotype, .phenotype success of an attacker who guesses from a person's loss who was in training: area
                                 under the ROC curve, 0.5 for a guess; `attack` is the higher of the two
@@ -23,9 +25,17 @@ import numpy as np
 from pm1_core.checkpoint import State
 from pm1_core.data.store import Store
 from pm1_core.evaluation.cross_modal import TargetScores
-from pm1_core.evaluation.genotype import balanced_accuracy, dosage_confusion
+from pm1_core.evaluation.genotype import (
+    FREQUENCIES,
+    accuracy_by_frequency,
+    adjusted_accuracy,
+    balanced_accuracy,
+    chance_accuracy,
+    dosage_confusion,
+    rarer_allele,
+)
 from pm1_core.evaluation.intervals import roc_auc
-from pm1_core.fields import MISSING_DOSAGE, Modality, Split
+from pm1_core.fields import Modality, Split
 from pm1_core.training.pm1 import PM1
 from pm1_core.training.prediction import EVERYTHING
 from pm1_core.training.tasks.genotype import GenotypeTask
@@ -36,12 +46,6 @@ from simulations.pooled import PooledStore
 from simulations.prediction import complete_people, disease_scores
 from simulations.workspace import Workspace
 
-FREQUENCIES: Mapping[str, tuple[float, float]] = {
-    "rare": (0.0, 0.05),
-    "uncommon": (0.05, 0.15),
-    "common": (0.15, 0.51),
-}
-"""Bins of the frequency of the rarer allele among held-out people: from the first bound on, below the second."""
 _FEWEST = 8  # cases and controls of a group whose area is averaged
 
 
@@ -127,7 +131,7 @@ def _genotypes(phases: Sequence[Phase], state: State, store: PooledStore) -> dic
     true, rebuilt = (np.concatenate(arrays, axis=1) for arrays in zip(*pairs, strict=True))
     figures = by_frequency(true, rebuilt)
     groups = {
-        name: float(np.nanmean(balanced_accuracy(dosage_confusion(true[members], rebuilt[members]))))
+        name: float(np.nanmean(adjusted_accuracy(dosage_confusion(true[members], rebuilt[members]))))
         for name, members in ancestries(store, people).items()
         if members.sum() >= _FEWEST
     }
@@ -135,23 +139,17 @@ def _genotypes(phases: Sequence[Phase], state: State, store: PooledStore) -> dic
 
 
 def by_frequency(true: np.ndarray, rebuilt: np.ndarray) -> dict[str, float]:
-    """Weighted accuracy per bin of `FREQUENCIES`, "genotype.BIN", and over all SNPs, "genotype.all".
+    """The figures "genotype.BIN" of the bins of `FREQUENCIES` and of "all", with "chance." and "kept." before them.
 
-    true, rebuilt: uint8 [n, S] dosages, 3 = missing. SNPs that do not vary among these people are left out: of
-    them, whoever says the same of everybody is right.
+    true, rebuilt: uint8 [n, S] dosages, 3 = missing
     """
-    rare = rarer_allele(true)
-    accuracy = balanced_accuracy(dosage_confusion(true, rebuilt))
-    bins = {"all": (0.0, 0.51), **FREQUENCIES}
-    chosen = {name: (rare > 0) & (rare >= low) & (rare < high) for name, (low, high) in bins.items()}
-    return {f"genotype.{name}": float(accuracy[snps].mean()) for name, snps in chosen.items() if snps.any()}
-
-
-def rarer_allele(dosages: np.ndarray) -> np.ndarray:
-    """Frequency of the rarer allele at each SNP, float64 [S]; 0 where nobody was typed."""
-    typed = dosages != MISSING_DOSAGE
-    share = np.where(typed, dosages, 0).sum(0) / np.maximum(2 * typed.sum(0), 1)
-    return np.minimum(share, 1 - share)
+    confusion, rarer = dosage_confusion(true, rebuilt), rarer_allele(true)
+    kinds = {"": balanced_accuracy, "chance.": chance_accuracy, "kept.": adjusted_accuracy}
+    figures = {}
+    for kind, measure in kinds.items():
+        found = accuracy_by_frequency(measure(confusion), rarer, {"all": (0.0, 1.0), **FREQUENCIES})
+        figures |= {f"{kind}genotype.{name}": accuracy for name, (accuracy, _) in found.items()}
+    return figures
 
 
 # ---- attack ---------------------------------------------------------------------------------------------------

@@ -116,8 +116,8 @@ def findings(results: Sequence[Result]) -> list[str]:
     """What changes from no privacy to the strictest epsilon, paired by seed, a sentence each."""
     spoken = {
         "auc": "mean ROC-AUC over diseases",
-        "genotype.rare": "weighted accuracy of genotypes with rare alleles",
-        "genotype.common": "weighted accuracy of genotypes with common alleles",
+        "kept.genotype.rare": "accuracy of genotypes with rare alleles, from chance (0) to perfect (1)",
+        "kept.genotype.common": "accuracy of genotypes with common alleles, from chance (0) to perfect (1)",
         "gap.auc": "gap of ROC-AUC between ancestries",
         "attack": "the best attacker's ROC-AUC",
     }
@@ -150,7 +150,7 @@ def budgets(results: Sequence[Result]) -> list[dict[str, Any]]:
 
 def _gaps(names: Sequence[str]) -> dict[str, dict[str, str]]:
     panels = {}
-    for kind, heading in (("auc", "ROC-AUC"), ("genotype", "genotype accuracy")):
+    for kind, heading in (("auc", "ROC-AUC"), ("genotype", "genotype accuracy above chance")):
         start = f"ancestry.{kind}."
         groups = {name: name.removeprefix(start) for name in names if name.startswith(start)}
         if f"gap.{kind}" in names:

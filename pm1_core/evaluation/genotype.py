@@ -52,6 +52,30 @@ def balanced_accuracy(confusion: np.ndarray) -> np.ndarray:
     return averaged
 
 
+def chance_accuracy(confusion: np.ndarray) -> np.ndarray:
+    """Balanced accuracy per SNP of saying one dosage that occurs of everybody, float64 [S]; NaN for nobody.
+
+    It is one over the number of dosages that occur, whichever of them is said.
+    """
+    occurring = (confusion.sum(2) > 0).sum(1)
+    chance: np.ndarray = np.where(occurring > 0, 1 / np.maximum(occurring, 1), np.nan)
+    return chance
+
+
+def adjusted_accuracy(confusion: np.ndarray) -> np.ndarray:
+    """How far `balanced_accuracy` is from `chance_accuracy`, 0, to perfect, 1, per SNP, float64 [S].
+
+    Comparable between SNPs and groups of people in which more or fewer dosages occur, as balanced accuracy is not.
+    NaN where nobody differs.
+    """
+    chance = chance_accuracy(confusion)
+    with np.errstate(invalid="ignore"):
+        varies = chance < 1
+    room = np.where(varies, 1 - chance, 1.0)
+    adjusted: np.ndarray = np.where(varies, (balanced_accuracy(confusion) - chance) / room, np.nan)
+    return adjusted
+
+
 def weighted_accuracy(confusion: np.ndarray) -> float:
     """Mean over SNPs of `balanced_accuracy`; NaN if nobody was observed anywhere."""
     per_snp = balanced_accuracy(confusion)
@@ -79,16 +103,16 @@ def rarer_allele(dosages: np.ndarray) -> np.ndarray:
 
 
 def accuracy_by_frequency(
-    confusion: np.ndarray, frequency: np.ndarray, bins: Mapping[str, tuple[float, float]] = FREQUENCIES
+    accuracy: np.ndarray, frequency: np.ndarray, bins: Mapping[str, tuple[float, float]] = FREQUENCIES
 ) -> dict[str, tuple[float, int]]:
-    """Weighted accuracy and number of SNPs of each bin of allele frequency that has any, by its name.
+    """Mean accuracy and number of SNPs of each bin of allele frequency that has any, by its name.
 
-    confusion: int64 [S, 3, 3] of `dosage_confusion`; frequency: float [S] of the rarer allele, see `rarer_allele`
+    accuracy: float [S] of `balanced_accuracy` or `adjusted_accuracy`
+    frequency: float [S] of the rarer allele, see `rarer_allele`
     A SNP whose frequency is 0 or NaN is in no bin: where nobody differs, who says the same of everybody is right.
     Raises InputError if the lengths differ.
     """
-    require_shape("allele frequencies", frequency, (len(confusion),))
-    accuracy = balanced_accuracy(confusion)
+    require_shape("allele frequencies", frequency, accuracy.shape)
     found = {}
     for name, (low, high) in bins.items():
         chosen = (frequency > 0) & (frequency >= low) & (frequency < high) & ~np.isnan(accuracy)

@@ -9,6 +9,9 @@ from pm1_core.errors import InputError
 from pm1_core.evaluation.genotype import (
     FREQUENCIES,
     accuracy_by_frequency,
+    adjusted_accuracy,
+    balanced_accuracy,
+    chance_accuracy,
     dosage_confusion,
     rarer_allele,
     weighted_accuracy,
@@ -37,7 +40,7 @@ def test_bins_share_out_the_snps_and_average_to_the_whole(seed: int) -> None:
     rng = np.random.default_rng(seed)
     guess = np.where(rng.random(dosages.shape) < 0.3, rng.integers(0, 3, dosages.shape), dosages % 3)
     confusion, frequency = dosage_confusion(dosages, guess), rarer_allele(dosages)
-    binned = accuracy_by_frequency(confusion, frequency)
+    binned = accuracy_by_frequency(balanced_accuracy(confusion), frequency)
     varying = frequency > 0
     assert sum(count for _, count in binned.values()) == varying.sum()
     mean = sum(accuracy * count for accuracy, count in binned.values()) / varying.sum()
@@ -48,8 +51,11 @@ def test_who_says_the_commonest_dosage_of_everybody_has_the_chance_of_that_bin()
     dosages = _people(3, 4000)
     commonest = np.stack([np.bincount(c[c < 3], minlength=3).argmax() for c in dosages.T])
     confusion = dosage_confusion(dosages, np.broadcast_to(commonest, dosages.shape))
-    binned = accuracy_by_frequency(confusion, rarer_allele(dosages))
+    binned = accuracy_by_frequency(balanced_accuracy(confusion), rarer_allele(dosages))
     assert set(binned) == set(FREQUENCIES)
+    np.testing.assert_allclose(balanced_accuracy(confusion), chance_accuracy(confusion))
+    np.testing.assert_allclose(adjusted_accuracy(confusion), 0, atol=1e-12)
+    np.testing.assert_allclose(adjusted_accuracy(dosage_confusion(dosages, dosages)), 1)
     # One dosage of the two or three that occur is always right, the others never.
     assert binned["common"][0] == pytest.approx(1 / 3)
     assert 1 / 3 <= binned["rare"][0] <= 1 / 2
@@ -58,10 +64,12 @@ def test_who_says_the_commonest_dosage_of_everybody_has_the_chance_of_that_bin()
 def test_snps_where_nobody_differs_or_nobody_is_typed_are_in_no_bin() -> None:
     dosages = np.array([[0, 3, 0], [0, 3, 1], [0, 3, 2]], np.uint8)
     confusion = dosage_confusion(dosages, dosages % 3)
-    assert accuracy_by_frequency(confusion, rarer_allele(dosages)) == {"common": (1.0, 1)}
+    found = accuracy_by_frequency(balanced_accuracy(confusion), rarer_allele(dosages))
+    assert found == {"common": (1.0, 1)}
+    assert np.isnan(adjusted_accuracy(confusion)).tolist() == [True, True, False]
 
 
 def test_lengths_have_to_agree() -> None:
     dosages = _people(1, 10, 4)
     with pytest.raises(InputError, match="allele frequencies"):
-        accuracy_by_frequency(dosage_confusion(dosages, dosages % 3), np.zeros(3))
+        accuracy_by_frequency(rarer_allele(dosages), np.zeros(3))
