@@ -237,7 +237,7 @@ def group_losses(
     recon = person_means(errors, present & ~masked, objective.reduction)
     pooled, has = (
         # Groups side by side, filled up with people who have nothing.
-        pad_sequence(torch.split(part, list(shares)), batch_first=True)
+        pad_sequence([*torch.split(part, list(shares))], batch_first=True)
         for part in model.pool(hidden, present)
     )
     terms, anchors = info_nce(pooled, has, objective.temperature)

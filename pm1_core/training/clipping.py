@@ -46,17 +46,23 @@ _EPSILON = float(torch.finfo(torch.float32).eps)
 class Rows:
     """Which rows of a batch are whose. units: how many there are; shares: rows of each, None if all have as many.
 
-    A layer may see several rows for one of these (the tokens of a person), in the same order.
+    A layer sees the rows of all units at once, in order; it may see several for one of these (a person's tokens).
     """
 
     units: int
     shares: tuple[int, ...] | None = None
 
-    def split(self, rows: Tensor) -> Sequence[Tensor]:
+    def split(self, rows: Tensor) -> Tensor | Sequence[Tensor]:
         """Each unit's rows of [n, ...]; one tensor [units, n / units, ...] if all have as many."""
+        whole = self.units if self.shares is None else max(1, sum(self.shares))
+        if len(rows) % whole:
+            found = f"it sees {len(rows)} rows of {whole}"
+            raise ConfigError(
+                refusal("layer in a private step", found, "give it all units at once, in order")
+            )
         if self.shares is None:
-            return rows.view(self.units, -1, *rows.shape[1:])
-        times = len(rows) // max(1, sum(self.shares))
+            return rows.reshape(self.units, -1, *rows.shape[1:])
+        times = len(rows) // whole
         return torch.split(rows, [share * times for share in self.shares])
 
     def sum(self, rows: Tensor) -> Tensor:
