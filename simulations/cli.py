@@ -16,6 +16,7 @@ from configs import compose
 from pm1_core.command import grammar, guarded
 from pm1_core.errors import ConfigError
 from pm1_core.validate import refusal
+from simulations import sweep
 
 _OVERRIDES = """\
 Overrides are Hydra's: key=value, group=choice. For example
@@ -54,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument(
                 "--json", action="store_true", help="print the outcome as JSON on standard output"
             )
+    sweep.add_parser(commands)
     report = commands.add_parser("report", help="write a finished run's report again")
     report.add_argument("run", type=Path, help="folder of the run, e.g. runs/ukb_eyepacs-small")
     return root
@@ -76,6 +78,11 @@ def _run(options: argparse.Namespace) -> None:
         return
     if options.command == "attack":
         _attack(options)
+        return
+    if options.command == "sweep":
+        from simulations.progress import Stages
+
+        sweep.command(options, Stages())
         return
     config = compose.load("simulation", options.overrides)
     _require_bare_resume(config, options.overrides)

@@ -38,6 +38,7 @@ from simulations.progress import Stages
 from simulations.run import federate, with_base
 from simulations.sweep_figures import figures_of
 from simulations.sweep_grid import Cell
+from simulations.sweep_result import read_result, result_file
 from simulations.workspace import Workspace, simulated
 
 FUSION = "fusion"
@@ -46,23 +47,11 @@ ENCODERS_STRATEGY: Mapping[str, Any] = {"name": "fedavg"}
 _OPEN = Gates(max_auc_fall=None, min_group_auc=None, min_sites=None, min_people=None)
 
 
-def result_file(folder: Path, cell: Cell) -> Path:
-    """Where the result of `cell` is, or will be, in a sweep's folder."""
-    return folder / "cells" / f"{cell.hash[:16]}.json"
-
-
-def read_result(folder: Path, cell: Cell) -> dict[str, Any] | None:
-    """What `run_cell` wrote; None if it did not, or if it was for another configuration."""
-    file = result_file(folder, cell)
-    found: dict[str, Any] | None = atomic.read_json(file) if file.exists() else None
-    return found if found and found["hash"] == cell.hash else None
-
-
 def run_cell(cell: Cell, folder: Path, stages: Stages) -> dict[str, Any]:
     """Run what is left of `cell` and return its result, which is also written to `result_file`.
 
-    {"hash", "values" (axes), "figures" (name -> number), "budget", "spent" (epsilon that the fullest ledger holds,
-    None without privacy), "delta", "seconds"}
+    {"hash", "values" (of the cell), "figures" (name -> number), "budget", "spent" (epsilon that the fullest ledger
+    holds), "delta", "seconds"}; budget, spent and delta are None without privacy
     Cells of one sweep may run in several processes: one that needs what another makes waits for it.
     """
     done = read_result(folder, cell)
@@ -86,7 +75,7 @@ def run_cell(cell: Cell, folder: Path, stages: Stages) -> dict[str, Any]:
         figures = figures_of(_state(fusion), first, config, workspace)
     result = {
         "hash": cell.hash,
-        "values": cell.axes,
+        "values": dict(cell.values),
         "figures": figures,
         "budget": second.guarantee.get("budget"),
         "spent": _spent(fusion, second),

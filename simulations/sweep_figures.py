@@ -11,8 +11,8 @@
     attack.genotype, .phenotype success of an attacker who guesses from a person's loss who was in training: area
                                 under the ROC curve, 0.5 for a guess; `attack` is the higher of the two
 
-A figure that cannot be computed is left out. Held-out are the test people of the sites and, but for
-the attack, the evaluation store.
+A figure that cannot be computed is left out. Held-out are the test people of the sites and the
+evaluation store; for the attack the validation and test people of the sites.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def by_frequency(true: np.ndarray, rebuilt: np.ndarray) -> dict[str, float]:
     """
     confusion, rarer = dosage_confusion(true, rebuilt), rarer_allele(true)
     kinds = {"": balanced_accuracy, "chance.": chance_accuracy, "kept.": adjusted_accuracy}
-    figures = {}
+    figures: dict[str, float] = {}
     for kind, measure in kinds.items():
         found = accuracy_by_frequency(measure(confusion), rarer, {"all": (0.0, 1.0), **FREQUENCIES})
         figures |= {f"{kind}genotype.{name}": accuracy for name, (accuracy, _) in found.items()}
@@ -166,11 +166,12 @@ def _attacks(study: Study, state: State, store: PooledStore) -> dict[str, float]
             targets["genotype"].append(genotype_target(store, state, study.order(phase, phase.rounds)))
         elif phase.task == "phenotype":
             targets["phenotype"].append(phenotype_target(store, state, study.order(phase, phase.rounds)))
-    figures = {}
+    figures: dict[str, float] = {}
     for name, parts in targets.items():
         if not parts:
             continue
-        sides = [store.people(split, Modality(name)) for split in (Split.TRAIN, Split.TEST)]
+        validation, test = (store.people(split, Modality(name)) for split in (Split.VALIDATION, Split.TEST))
+        sides = [store.people(Split.TRAIN, Modality(name)), np.concatenate([validation, test])]
         # Chromosomes add up: an attacker has all of them.
         losses = [sum(part.losses(dict(state), people) for part in parts) for people in sides]
         member = np.repeat([1.0, 0.0], [len(side) for side in sides])

@@ -16,6 +16,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -95,14 +96,24 @@ def sweep_of(arguments: Sequence[str]) -> Sweep:
     given = _by_key([*DEFAULTS, *arguments])
     order = [*(key for key in AXES if key in given), *(key for key in given if key not in AXES)]
     whole = tuple(f"{key}={given[key]}" for key in order)
+    combinations = expanded(whole)
     cells: dict[str, Cell] = {}
-    for combination in expanded(whole):
+    for combination in combinations:
         cell = cell_of(combination)
         cells.setdefault(cell.hash, cell)
-    config = next(iter(cells.values())).config
+    for key in given:
+        if key not in AXES and len({_by_key(combination)[key] for combination in combinations}) > 1:
+            remedy = f"give it one value; a sweep goes over {', '.join(AXES)}"
+            raise ConfigError(refusal(f"key {key!r}", f"found {given[key]!r}", remedy))
+    first, *_ = cells.values()
+    return Sweep(whole, folder_of(first.config), tuple(cells.values()))
+
+
+def folder_of(config: Mapping[str, Any]) -> Path:
+    """The folder of a sweep, runs/NAME. Raises ConfigError if the name is none."""
     if Path(config["name"]).name != config["name"] or config["name"].startswith("."):
         raise ConfigError(refusal("key 'name'", f"found {config['name']!r}", "use a plain folder name"))
-    return Sweep(whole, Path(config["runs"]) / config["name"], tuple(cells.values()))
+    return Path(config["runs"]) / str(config["name"])
 
 
 def expanded(arguments: Sequence[str]) -> list[list[str]]:
@@ -125,7 +136,7 @@ def cell_of(combination: Sequence[str]) -> Cell:
     values = _by_key(combination)
     epsilon = values["epsilon"]
     if epsilon == NO_PRIVACY:
-        values["unit"] = NO_PRIVACY  # whose privacy it is not makes no difference
+        values["unit"] = NO_PRIVACY  # whose privacy it is not makes no difference: one cell
         terms = ["privacy=none"]
     else:
         unit = require_choice("key 'unit'", values["unit"], UNITS, ConfigError)
@@ -141,7 +152,7 @@ def cell_of(combination: Sequence[str]) -> Cell:
     if epsilon != NO_PRIVACY:
         config["privacy"]["epsilon"] = _number("epsilon", epsilon, float)
     kept = {key: value for key, value in config.items() if key not in (*SINGLE, "resume", "workers")}
-    text = json.dumps({"figures": _FIGURES, "config": kept}, sort_keys=True)
+    text = json.dumps({"figures": _FIGURES, "pm1": version("pm1"), "config": kept}, sort_keys=True)
     return Cell(values, config, hashlib.sha256(text.encode()).hexdigest())
 
 
@@ -174,7 +185,5 @@ def _by_key(arguments: Sequence[str]) -> dict[str, str]:
         if key == "resume":
             remedy = "run the same command again: cells that are done stay as they are"
             raise ConfigError(refusal(f"argument {argument!r}", "is not a key of a sweep", remedy))
-        if key in SINGLE and "," in value:
-            raise ConfigError(refusal(f"key {key!r}", f"found {value!r}", "a sweep has one"))
         values[key] = value
     return values
