@@ -124,7 +124,7 @@ def findings(results: Sequence[Result]) -> list[str]:
     among, sentences = series_of(results), []
     for series in among:
         which = label(series, among)
-        for name, words in spoken.items():
+        for name, words in list(spoken.items())[: None if len(among) == 1 else 1]:
             changes, free = change(results, series, name), curve(results, series, name).get(NONE)
             if not changes or free is None:
                 continue
@@ -154,7 +154,8 @@ def _gaps(names: Sequence[str]) -> dict[str, dict[str, str]]:
         start = f"ancestry.{kind}."
         groups = {name: name.removeprefix(start) for name in names if name.startswith(start)}
         if f"gap.{kind}" in names:
-            panels[heading] = {**groups, f"gap.{kind}": "gap"}
+            panels[f"{heading}: gap"] = {f"gap.{kind}": "highest − lowest"}
+            panels[heading] = groups
     return panels
 
 

@@ -102,7 +102,7 @@ def series_of(results: Sequence[Result]) -> list[Series]:
 def label(series: Series, among: Sequence[Series]) -> str:
     """What tells a series from the others; "" where there is one."""
     words = []
-    for key, text in (("strategy", "{}"), ("unit", "per {}"), ("sites", "{} sites")):
+    for key, text in (("strategy", "{}"), ("unit", "unit {}"), ("sites", "{} sites")):
         if len({getattr(other, key) for other in among}) > 1:
             words.append(text.format(getattr(series, key)))
     return ", ".join(words)

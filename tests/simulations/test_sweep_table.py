@@ -91,7 +91,7 @@ def test_every_series_has_all_epsilons_and_all_seeds(planned: Sweep) -> None:
     results = results_of(planned)
     found = series_of(results)
     assert [label(series, found) for series in found] == [
-        f"{strategy}, per {unit}" for strategy in ("fedavg", "fedadam") for unit in ("record", "site")
+        f"{strategy}, unit {unit}" for strategy in ("fedavg", "fedadam") for unit in ("record", "site")
     ]
     for series in found:
         points = curve(results, series, "auc")
