@@ -141,7 +141,8 @@ class ClippedGradients:
             if found.shape != (rows.units,):
                 remedy = "give the loss of each unit"
                 raise ConfigError(refusal("private loss", f"found shape {tuple(found.shape)}", remedy))
-            for name in sorted(self._free - self._handed):
+            # A loss that is constant, as that of empty groups, has no gradient of anything.
+            for name in sorted(self._free - self._handed) if found.requires_grad else ():
                 remedy = "hand it out by pm1_core.model.rows.PerRow, or train without differential privacy"
                 raise ConfigError(refusal(f"parameter {name!r}", "its layer cannot be clipped", remedy))
             if found.requires_grad:

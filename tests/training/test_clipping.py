@@ -262,6 +262,12 @@ def test_a_layer_that_mixes_people_and_a_parameter_of_no_layer_are_refused() -> 
     assert bare.scale.requires_grad
 
 
+def test_groups_in_which_nobody_is_add_nothing() -> None:
+    module, losses, rows = fusion((0, 0))
+    found = clipped(module, trained_of(module), losses, rows, 1.0)
+    assert not any(bool(gradient.any()) for gradient in found.values())
+
+
 def test_groups_add_up_to_the_plain_loss_where_nobody_is_coupled() -> None:
     """Without contrast, eq. 3 of a batch is the mean over people of what groups add up."""
     model, _, rows = fusion((3, 0, 2, 1))
