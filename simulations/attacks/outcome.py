@@ -29,6 +29,7 @@ class Outcome(TypedDict):
     attacker: what the attacker knows and sees; sets: how many people, or canaries, stand behind the figures
     plot: {"kind": "roc", "curves": [{"label", "fpr", "tpr"}]},
         {"kind": "intervals", "axis", "rows": [{"label", "value", "low", "high"}], "lines": [{"label", "value"}]},
+        {"kind": "bounds", "axis", "rows": [{"label", "value", "claim"}]},
         or {"kind": "picture", "svg"}
     findings: sentences with the figures; notes: what the figures do not say
     """

@@ -76,7 +76,7 @@ def drawn(outcome: dict[str, Any]) -> Markup | None:
     plot = outcome.get("plot")
     if not plot:
         return None
-    kinds = {"roc": _roc, "intervals": _intervals}
+    kinds = {"roc": _roc, "intervals": _intervals, "bounds": _bounds}
     return Markup(plot["svg"] if plot["kind"] == "picture" else kinds[plot["kind"]](plot, outcome["title"]))
 
 
@@ -103,8 +103,6 @@ def _intervals(plot: dict[str, Any], title: str) -> str:
     for place, row in enumerate(rows):
         axes.plot([row["low"], row["high"]], [place, place], color=INK, linewidth=1.1)
         axes.plot(row["value"], place, "o", color=FEDERATED, markersize=5)
-        if row.get("claim") is not None:
-            axes.plot(row["claim"], place, "|", color=GENOTYPE, markersize=13, markeredgewidth=2.2)
     for line in plot.get("lines", []):
         axes.axvline(line["value"], color=MUTED, linewidth=0.8, linestyle="--")
         axes.annotate(
@@ -118,4 +116,21 @@ def _intervals(plot: dict[str, Any], title: str) -> str:
         )
     axes.set_yticks(range(len(rows)), [row["label"] for row in rows], color=INK)
     axes.set(xlabel=plot["axis"], ylim=(len(rows) - 0.5, -0.5))
+    return svg(page, title)
+
+
+def _bounds(plot: dict[str, Any], title: str) -> str:
+    """What was refuted, beside what is claimed: red beyond the claim."""
+    rows = plot["rows"]
+    page = figure(0.9 + 0.27 * len(rows))
+    axes = dress(page.subplots(), "x")
+    for place, row in enumerate(rows):
+        axes.plot([0, row["value"]], [place, place], color=MUTED, linewidth=1.1)
+        axes.plot(
+            row["value"], place, "o", color=FEDERATED if row["value"] > row["claim"] else INK, markersize=5
+        )
+        axes.plot(row["claim"], place, "|", color=GENOTYPE, markersize=14, markeredgewidth=2.4)
+    axes.set_yticks(range(len(rows)), [row["label"] for row in rows], color=INK)
+    axes.set(xlabel=plot["axis"], ylim=(len(rows) - 0.5, -0.5))
+    axes.set_xlim(left=-0.05)
     return svg(page, title)
