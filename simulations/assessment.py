@@ -139,7 +139,8 @@ def _protection(study: Study) -> dict[str, Any]:
     mechanism = {"record": "clipped and noised training at the sites", "site": "noise in the secure sum"}[
         unit
     ]
-    return {"mechanism": mechanism, "secure_aggregation": secure, **study.guarantee}
+    figures = {name: value for name, value in study.guarantee.items() if name != "budget"}
+    return {"mechanism": mechanism, "secure_aggregation": secure, **figures}
 
 
 def _raised(workspace: Workspace) -> dict[str, Any]:
