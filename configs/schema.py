@@ -213,9 +213,9 @@ class AttackNode:
     candidates: int = 200
     models: int = 12
     epochs: int = 60
-    epsilons: list[float] = field(default_factory=lambda: [1.0, 8.0])
+    epsilons: list[float] = field(default_factory=lambda: [1.0, 4.0])
     chromosome: int = 22
-    canaries: int = 2000
+    canaries: int = 5000
     audit_steps: int = 10
 
 
