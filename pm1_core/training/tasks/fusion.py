@@ -100,7 +100,8 @@ class FusionTask(Task):
         """One round on this site's training people; its weight is the number of them with a token.
 
         Projections of a modality that nobody has a token of are neither trained, not even by weight decay, nor
-        sent.
+        sent; under terms of privacy they are, with noise as all others, or their silence would tell that
+        nobody here has it.
         """
         held = load_tokens(store, state, self.parameters, folder, Split.TRAIN)
         examples = {str(m): float(held.present[:, places].any(1).sum()) for m, places in TOKENS_OF.items()}
@@ -120,7 +121,7 @@ class FusionTask(Task):
         sent = {
             name: array
             for name, array in dump_part(module, PREFIX).items()
-            if (modality := self.modality_of(name)) is None or examples[modality]
+            if order.privacy or (modality := self.modality_of(name)) is None or examples[modality]
         }
         return Update(sent, float(len(held.people)), metrics, examples)
 
