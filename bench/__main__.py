@@ -14,6 +14,8 @@ MEASURES = (
     ("bench.simulation", "logistic"),
     ("bench.simulation", "many"),
     ("bench.encodings",),
+    ("bench.private_step", "fusion"),
+    ("bench.private_step", "blocks"),
     ("bench.secure_sum", "flower"),
     ("bench.secure_sum", "paper"),
     ("bench.simulation", "small"),

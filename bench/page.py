@@ -26,6 +26,8 @@ _NAMES = (
     "simulation.many",
     "encodings",
     "large_model",
+    "private_step.fusion",
+    "private_step.blocks",
     "secure_sum.flower",
     "secure_sum.paper",
 )

@@ -5,12 +5,12 @@ python -m bench.private_step [fusion|blocks]     the fusion transformer; blocks 
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -119,7 +119,7 @@ def _plain(model: nn.Module, loss: Callable[[], Tensor]) -> Step:
 
 
 def _ours(model: nn.Module, losses: Callable[[], Tensor], rows: Rows) -> Step:
-    """As `train_privately` takes a step, noise from ChaCha20 included."""
+    """As `train_privately` takes a step, noise from AES included."""
     trained = dict(model.named_parameters())
     optimiser = torch.optim.SGD(trained.values(), 1e-3)
     clipped, secret = ClippedGradients(model, trained), secret_generator()
@@ -214,10 +214,18 @@ def _peak(which: str, size: str, name: str) -> float:
 
 def _peak_here(which: str, size: str, name: str) -> float:
     step = MEASURES[which][0](size)[name]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # What importing took is given back to the system by now; the kernel forgets its peak.
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _resident("VmRSS")
     for _ in range(3):
         step()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return (_resident("VmHWM") - before) / 1024
+
+
+def _resident(name: str) -> int:
+    """KiB of memory now (VmRSS) or at most so far (VmHWM)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name + ":"))
 
 
 if __name__ == "__main__":

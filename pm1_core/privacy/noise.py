@@ -3,7 +3,7 @@
 Two ways in which noise that is Gaussian on paper gives its data away:
 
 - *An ordinary generator.* Whoever learns a few hundred outputs, or the seed, knows all the noise and takes it
-  away. `secret_generator` is ChaCha20 with a key of 256 bits from the operating system. It is made where it is
+  away. `secret_generator` is AES-128 in counter mode, keyed by the operating system. It is made where it is
   used, in the process that uses it, and never stored: two processes that share one (a fork) would draw the same
   noise.
 - *Floating point.* The sums x + noise that a machine can make differ from one x to another, so that the low
@@ -29,12 +29,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from randomgen import ChaCha
+from randomgen import AESCounter
 
 from pm1_core.errors import PrivacyError
 from pm1_core.validate import refusal, require_range
 
-_ROUNDS = 20
 _GRID_BITS = 26
 _MOST_VALUES = 2**32
 _SLACK = 1.0 + 2.0**-10
@@ -45,12 +44,12 @@ _AT_ONCE = 1 << 16
 
 
 def secret_generator() -> np.random.Generator:
-    """A generator over ChaCha20 (RFC 8439) with a fresh key of 256 bits from the operating system."""
-    return _keyed(secrets.randbits(256))
+    """A generator over AES-128 in counter mode (FIPS 197) with a fresh key from the operating system."""
+    return _keyed(secrets.randbits(128))
 
 
 def _keyed(key: int) -> np.random.Generator:
-    return np.random.Generator(ChaCha(key=key, rounds=_ROUNDS))
+    return np.random.Generator(AESCounter(key=key, counter=0))
 
 
 def grid(sensitivity: float) -> float:
@@ -76,7 +75,7 @@ def gaussian(
     sensitivity: how far in L2 norm one unit moves everything that is released together; give it for each of
         several arrays that are, up to 2^32 numbers in all
     generator: from `secret_generator`
-    threads: that draw noise at the same time, each from ChaCha20 under a key of its own that `generator` drew
+    threads: that draw noise at the same time, each under a key of its own that `generator` drew
 
     Raises PrivacyError if there would be no noise, or the release is too large for the theorem above.
     """
@@ -100,7 +99,7 @@ def gaussian(
         return out.reshape(values.shape)
     each = -(-flat.size // threads)
     parts = [slice(start, start + each) for start in range(0, flat.size, each)]
-    keys = [int.from_bytes(generator.bytes(32), "little") for _ in parts]
+    keys = [int.from_bytes(generator.bytes(16), "little") for _ in parts]
     with ThreadPoolExecutor(threads) as pool:
         # Consumed, so that an exception of a thread is raised here.
         list(

@@ -1,11 +1,11 @@
-"""Noise is normal, independent, from ChaCha20, and on a grid that does not depend on what it hides."""
+"""Noise is normal, independent, from AES, and on a grid that does not depend on what it hides."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
-from randomgen import ChaCha
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from randomgen import AESCounter
 from scipy import stats
 
 from pm1_core.errors import InputError, PrivacyError
@@ -15,11 +15,12 @@ _RARE = 1e-6
 """A true null hypothesis is rejected this often: these tests draw what nobody can seed."""
 
 
-def test_the_generator_is_chacha20_as_others_write_it():
-    key = int.from_bytes(bytes(range(32)), "little")
-    ours = ChaCha(key=key, rounds=20).random_raw(64).tobytes()
-    theirs = Cipher(algorithms.ChaCha20(bytes(range(32)), bytes(16)), None).encryptor().update(bytes(512))
-    assert ours == theirs
+def test_the_generator_is_aes_in_counter_mode_as_others_write_it():
+    """Block i is AES-128 of the number i, little-endian; `cryptography` computes the same."""
+    ours = AESCounter(key=int.from_bytes(bytes(range(16)), "little"), counter=0).random_raw(64)
+    encryptor = Cipher(algorithms.AES(bytes(range(16))), modes.ECB()).encryptor()
+    theirs = encryptor.update(b"".join(block.to_bytes(16, "little") for block in range(32)))
+    assert ours.astype("<u8").tobytes() == theirs
 
 
 def test_no_two_generators_agree_and_none_follows_a_seed():
@@ -128,3 +129,14 @@ def test_poisson_sampling_at_its_ends():
     assert poisson_sample(100, 1.0, secret).all()
     with pytest.raises(InputError, match="sampling rate"):
         poisson_sample(10, 1.5, secret)
+
+
+def test_threads_draw_noise_apart_from_each_other():
+    values = np.zeros(1 << 18, np.float32)
+    found = gaussian(values, 1.0, 1.0, secret_generator(), threads=3) / (1 + 2**-10)
+    assert stats.kstest(found, "norm").pvalue > _RARE
+    parts = np.array_split(found, 3)
+    for first, second in ((0, 1), (1, 2), (0, 2)):
+        size = min(len(parts[first]), len(parts[second]))
+        assert not (parts[first][:size] == parts[second][:size]).all()
+        assert abs(np.corrcoef(parts[first][:size], parts[second][:size])[0, 1]) < 5 / np.sqrt(size)
