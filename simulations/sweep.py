@@ -134,7 +134,7 @@ def _launch(planned: Sweep, jobs: int, stages: Stages) -> None:
         f"hydra.launcher.n_jobs={jobs}",
         "hydra.launcher.batch_size=1",
         f"hydra.sweep.dir={json.dumps(str(planned.folder.resolve() / 'hydra'))}",
-        "hydra.output_subdir=null",
+        *("hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none"),
         *(f"+{argument}" for argument in planned.arguments),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

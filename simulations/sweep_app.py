@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
@@ -32,7 +33,9 @@ def main(config: DictConfig) -> None:
     from simulations.sweep_grid import cell_of, folder_of
     from simulations.sweep_result import read_result
 
-    cell = cell_of([item.lstrip("+") for item in HydraConfig.get().overrides.task])
+    combination = [item.lstrip("+") for item in HydraConfig.get().overrides.task]
+    GlobalHydra.instance().clear()  # a launcher's worker has its parent's, and nothing could be composed
+    cell = cell_of(combination)
     folder = folder_of(cell.config)
     if read_result(folder, cell) is None:
         run_kept(cell, folder)

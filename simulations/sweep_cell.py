@@ -98,8 +98,10 @@ def halves(study: Study) -> tuple[Study, Study]:
             refusal(f"study {study.name!r}", found, "sweep a study that trains the whole model")
         )
     cut = places[0]
-    first = replace(study, phases=study.phases[:cut], strategy=dict(ENCODERS_STRATEGY), gates=_OPEN)
-    return first, replace(study, phases=study.phases[cut:], gates=_OPEN)
+    # Figures of a cell that a site dropped out of would be compared with those of all sites.
+    phases = [replace(phase, min_share=1.0) for phase in study.phases]
+    first = replace(study, phases=tuple(phases[:cut]), strategy=dict(ENCODERS_STRATEGY), gates=_OPEN)
+    return first, replace(study, phases=tuple(phases[cut:]), gates=_OPEN)
 
 
 def _train(study: Study, workspace: Workspace, run: Path, stages: Stages) -> None:

@@ -116,8 +116,8 @@ def findings(results: Sequence[Result]) -> list[str]:
     """What changes from no privacy to the strictest epsilon, paired by seed, a sentence each."""
     spoken = {
         "auc": "mean ROC-AUC over diseases",
-        "kept.genotype.rare": "accuracy of genotypes with rare alleles, from chance (0) to perfect (1)",
-        "kept.genotype.common": "accuracy of genotypes with common alleles, from chance (0) to perfect (1)",
+        "kept.genotype.rarest": "accuracy of genotypes with the rarest alleles, from chance (0) to perfect (1)",
+        "kept.genotype.commonest": "accuracy of those with the commonest, from chance (0) to perfect (1)",
         "gap.auc": "gap of ROC-AUC between ancestries",
         "attack": "the best attacker's ROC-AUC",
     }

@@ -13,6 +13,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from pm1_core.evaluation.genotype import FREQUENCIES
 from simulations.report_style import (
     ALONE,
     FEDERATED,
@@ -30,7 +31,7 @@ from simulations.report_style import (
 from simulations.sweep_table import NONE, Band, Result, change, curve, epsilons, label, series_of
 
 COLOURS = (FEDERATED, INK, GENOTYPE, PHENOTYPE, FUNDUS, ALONE)
-BINS = {"rare": FEDERATED, "uncommon": GENOTYPE, "common": INK}
+BINS = {"rarest": FEDERATED, "middle": GENOTYPE, "commonest": INK}
 _MARKERS = ("o", "s", "D", "^", "v", "P")
 _GAP, _ALONE = 1.6, 1.0
 _COLUMNS = 3
@@ -76,7 +77,7 @@ def genotypes(results: Sequence[Result]) -> str:
     for (left, right), series in zip(grid, all_series, strict=True):
         for number, (bin_name, colour) in enumerate(BINS.items()):
             name, style = f"genotype.{bin_name}", (colour, _MARKERS[number])
-            _line(left, results, curve(results, series, name), style, f"{bin_name} alleles")
+            _line(left, results, curve(results, series, name), style, _range(bin_name))
             chance = curve(results, series, f"chance.{name}")
             if chance:
                 mean = sum(found.mean for found in chance.values()) / len(chance)
@@ -150,6 +151,11 @@ def _dress(axes: Axes, results: Sequence[Result]) -> None:
     if NONE in where and len(where) > 1:
         axes.axvline(where[NONE] - _GAP / 2, color=MUTED, linewidth=0.6, linestyle=(0, (1, 3)))
     axes.set_xlim(min(where.values()) - 0.35, max(where.values()) + 0.35)
+
+
+def _range(bin_name: str) -> str:
+    low, high = FREQUENCIES[bin_name]
+    return f"rarer allele {100 * low:g} to {min(50, 100 * high):g} %"
 
 
 def _style(number: int) -> tuple[str, str]:

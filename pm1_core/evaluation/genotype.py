@@ -14,12 +14,12 @@ from pm1_core.fields import MISSING_DOSAGE
 from pm1_core.validate import require_shape
 
 FREQUENCIES: Mapping[str, tuple[float, float]] = {
-    "rare": (0.0, 0.05),
-    "uncommon": (0.05, 0.15),
-    "common": (0.15, 0.5 + 1e-9),
+    "rarest": (0.0, 0.1),
+    "middle": (0.1, 0.25),
+    "commonest": (0.25, 0.5 + 1e-9),
 }
-"""Bins of the frequency of the rarer allele: from the first bound on, below the second. 0.05 is where genome-wide
-studies begin to call a variant common; 0.15 halves what is left in simulated and in imputed panels."""
+"""Bins of the frequency of the rarer allele: from the first bound on, below the second. Panels of typed SNPs begin
+at some hundredths, so that a bin below 0.05 would often be empty."""
 
 
 def dosage_confusion(true: np.ndarray, predicted: np.ndarray) -> np.ndarray:

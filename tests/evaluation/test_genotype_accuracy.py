@@ -57,15 +57,15 @@ def test_who_says_the_commonest_dosage_of_everybody_has_the_chance_of_that_bin()
     np.testing.assert_allclose(adjusted_accuracy(confusion), 0, atol=1e-12)
     np.testing.assert_allclose(adjusted_accuracy(dosage_confusion(dosages, dosages)), 1)
     # One dosage of the two or three that occur is always right, the others never.
-    assert binned["common"][0] == pytest.approx(1 / 3)
-    assert 1 / 3 <= binned["rare"][0] <= 1 / 2
+    assert binned["commonest"][0] == pytest.approx(1 / 3)
+    assert 1 / 3 <= binned["rarest"][0] <= 1 / 2
 
 
 def test_snps_where_nobody_differs_or_nobody_is_typed_are_in_no_bin() -> None:
     dosages = np.array([[0, 3, 0], [0, 3, 1], [0, 3, 2]], np.uint8)
     confusion = dosage_confusion(dosages, dosages % 3)
     found = accuracy_by_frequency(balanced_accuracy(confusion), rarer_allele(dosages))
-    assert found == {"common": (1.0, 1)}
+    assert found == {"commonest": (1.0, 1)}
     assert np.isnan(adjusted_accuracy(confusion)).tolist() == [True, True, False]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from simulations.sweep_grid import Sweep
 
 TARGETS = ("glaucoma", "heart_failure")
-BINS = ("rare", "uncommon", "common")
+BINS = ("rarest", "middle", "commonest")
 
 
 def results_of(planned: Sweep) -> list[dict[str, Any]]:

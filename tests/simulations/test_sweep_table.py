@@ -122,7 +122,7 @@ def test_the_page_shows_every_figure_against_epsilon(seeds: str, tmp_path: Path)
     planned = sweep_of(["epsilon=0.5,8,none", seeds])
     page = _page(planned, len(planned.cells), tmp_path)
     assert page.count("<svg") >= 4
-    for words in ("glaucoma", "heart failure", "rare", "uncommon", "common", "AFR", "EUR"):
+    for words in ("glaucoma", "heart failure", "0 to 10 %", "10 to 25 %", "25 to 50 %", "AFR", "EUR"):
         assert words in page
     for kind in ("iseases", "llele frequency", "ancestries", "attack"):
         assert kind in page
