@@ -40,6 +40,10 @@ from pm1_core.validate import refusal
 
 _ROOM = 1 - 2.0**-10
 _EPSILON = float(torch.finfo(torch.float32).eps)
+_PASSES = 16
+"""Multiplications that take as long as a number takes to and from memory."""
+_MOST_BUILT = 1 << 26
+"""Numbers of one layer's gradients, unit by unit, that may be in memory."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +177,9 @@ class ClippedGradients:
             elif uses and uses[0].ghost:
                 lost = None if broken is None else rows.spread(broken, len(uses[0].ghost[0]))
                 g, a = (_whole(tensor, lost) for tensor in uses[0].ghost)
-                parameter.grad = (g * rows.spread(scale, len(g))[:, None]).T @ a
+                each = rows.spread(scale, len(g))[:, None]
+                # Whichever is narrower is scaled: nothing but memory, and that is what it costs.
+                parameter.grad = g.T @ (a * each) if a.shape[1] < g.shape[1] else (g * each).T @ a
             else:
                 parameter.grad = torch.zeros_like(parameter)
 
@@ -224,8 +230,10 @@ class ClippedGradients:
 
 def _linear(layer: nn.Linear, a: Tensor, g: Tensor, rows: Rows) -> Iterator[tuple[Tensor, _Use]]:
     a, g = (tensor.float().reshape(-1, tensor.shape[-1]) for tensor in (a, g))
-    width = a.shape[1] * g.shape[1] / (a.shape[1] + g.shape[1])
-    ghost = len(a) <= width * rows.units
+    built = a.shape[1] * g.shape[1]
+    # Inner products of R rows cost R^2 (in + out); each unit's matrix has to be written and read twice.
+    products = (len(a) / max(1, rows.units)) ** 2 * (a.shape[1] + g.shape[1])
+    ghost = products <= _PASSES * built or rows.units * built > _MOST_BUILT
     yield layer.weight, _Use(lambda: rows.products(g, a), (g, a) if ghost else None)
     if layer.bias is not None:
         yield layer.bias, _Use(lambda: rows.sum(g))

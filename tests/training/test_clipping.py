@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pm1_core.errors import ConfigError
 from pm1_core.fields import TOKENS_OF, Modality
+from pm1_core.model.baselines import build_genotype_model
 from pm1_core.model.fundus_encoder import FundusEncoder, FundusEncoderConfig
 from pm1_core.model.fundus_lora import attach_lora, lora_parameters, set_draws
 from pm1_core.model.fusion import FusionConfig, FusionTransformer
@@ -83,6 +84,17 @@ def phenotype() -> tuple[nn.Module, Losses, Rows]:
     return model, lambda: (model(values) - values).square().sum(1), Rows(6)
 
 
+def baseline(architecture: str) -> tuple[nn.Module, Losses, Rows]:
+    model = build_genotype_model(architecture, GenotypeVAEConfig(latent=4), 21)
+    dosages = torch.randint(0, 4, (5, 21), generator=draws(), dtype=torch.uint8)
+
+    def losses() -> Tensor:
+        logits, mean, log_variance = model(dosages, draws(1))
+        return genotype_losses(logits, mean, log_variance, dosages, torch.tensor([1.0, 2.0, 5.0]), 0.1).total
+
+    return model, losses, Rows(5)
+
+
 def fundus() -> tuple[nn.Module, Losses, Rows]:
     config = FundusEncoderConfig(
         image=32, width=16, depth=2, heads=2, decoder_width=16, decoder_depth=1, decoder_heads=2
@@ -127,8 +139,26 @@ def trained_of(module: nn.Module) -> dict[str, nn.Parameter]:
 @pytest.mark.parametrize("clip", [1e-3, 0.3, 1e3])
 @pytest.mark.parametrize(
     "made",
-    [genotype, phenotype, fundus, fusion, lambda: fusion((2, 2, 2)), lambda: fusion(missing=True)],
-    ids=["genotype", "phenotype", "fundus", "fusion", "fusion, even groups", "fusion, nobody's genotypes"],
+    [
+        genotype,
+        lambda: baseline("linear"),
+        lambda: baseline("shallow"),
+        phenotype,
+        fundus,
+        fusion,
+        lambda: fusion((2, 2, 2)),
+        lambda: fusion(missing=True),
+    ],
+    ids=[
+        "genotype",
+        "linear genotypes",
+        "shallow genotypes",
+        "phenotype",
+        "fundus",
+        "fusion",
+        "fusion, even groups",
+        "fusion, nobody's genotypes",
+    ],
 )
 def test_the_clipped_sum_is_that_of_units_one_by_one(made: Callable[[], tuple], clip: float) -> None:
     torch.manual_seed(0)
@@ -252,6 +282,13 @@ def test_a_layer_that_mixes_people_and_a_parameter_of_no_layer_are_refused() -> 
 
         def forward(self, x: Tensor) -> Tensor:
             return self.layer(x) * self.scale
+
+    attention = nn.MultiheadAttention(4, 2)  # its weights are used by a function, not by its layers
+    engine = ClippedGradients(attention, trained_of(attention))
+    with pytest.raises(ConfigError, match="parameter 'in_proj_bias': its layer cannot be clipped"):
+        engine.step(
+            lambda: attention(*[torch.randn(3, 2, 4, requires_grad=True)] * 3)[0].sum((0, 2)), Rows(2), 1.0
+        )
 
     bare = Bare()
     engine = ClippedGradients(bare, trained_of(bare))
