@@ -215,7 +215,7 @@ class AttackNode:
     epochs: int = 60
     epsilons: list[float] = field(default_factory=lambda: [1.0, 4.0])
     chromosome: int = 22
-    canaries: int = 5000
+    canaries: int = 10000
     audit_steps: int = 10
 
 
