@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from pm1_core.command import grammar, guarded
 from pm1_core.data.manifest import load_manifest
 from pm1_core.data.preparation import check, prepare
 from pm1_core.data.preparation_report import PreparationReport
+from pm1_core.signing import PASSPHRASE, Signer, public_file
 
 _EPILOG = """\
 Examples
@@ -25,6 +27,7 @@ Examples
   pm1-site prepare /data/site.yaml store=/data/store
   pm1-site privacy open /state --site leeds --epsilon 8 --delta 1e-5
   pm1-site privacy show /state
+  pm1-site key /etc/pm1/site.pem
 The store is what the site's Flower client reads:
   flower-supernode ... --node-config 'store="/data/store" folder="/state" trust="/etc/pm1/coordinator.pem.pub"'"""
 
@@ -46,6 +49,10 @@ def parser() -> argparse.ArgumentParser:
         )
         sub.add_argument("--json", action="store_true", help="print the outcome as JSON on standard output")
     privacy_commands.add_parser(commands)
+    key = commands.add_parser("key", help="make the site's identity key, which secure aggregation needs")
+    key.add_argument(
+        "file", type=Path, help="the private key; the public one is written beside it as FILE.pub"
+    )
     return root
 
 
@@ -58,6 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> None:
     if options.command == "privacy":
         privacy_commands.run(options)
+        return
+    if options.command == "key":
+        _key(options.file)
         return
     given = [item if "=" in item else f"manifest={Path(item).resolve()}" for item in options.arguments]
     config = compose.load("client", given)
@@ -83,6 +93,14 @@ def _run(options: argparse.Namespace) -> None:
         return
     print(report.to_markdown())
     print(_closing(options.command, store, report))
+
+
+def _key(file: Path) -> None:
+    signer = Signer.create(file)
+    protected = "" if os.environ.get(PASSPHRASE) else f"not encrypted: set {PASSPHRASE} for that"
+    print(f"private key  {file} (mode 0600) {protected}".rstrip())
+    print(f"public key   {public_file(file)}, for the other sites as SITE.pub")
+    print(f"fingerprint  {signer.fingerprint}, to compare by telephone")
 
 
 def _closing(command: str, store: Path, report: PreparationReport) -> str:
