@@ -231,7 +231,9 @@ def attack(setting: Setting) -> Outcome:
         "rows": rows,
         "plot": {
             "kind": "bounds",
-            "axis": "epsilon: dot, refuted up to here; bar, claimed",
+            "axis": "epsilon",
+            "caption": "Dot: every smaller epsilon is refuted. Bar: what is claimed, the accountant's upper bound. A "
+            "dot beyond the bar shows that the claim is untrue.",
             "rows": [
                 {
                     "label": f"{row['target']}, ε {row['claimed']:.1f}",

@@ -303,7 +303,12 @@ def attack(setting: Setting) -> Outcome:
             {"key": "loss_out", "label": "Loss, others", "kind": "figure"},
         ],
         "rows": rows,
-        "plot": {"kind": "roc", "curves": curves},
+        "plot": {
+            "kind": "roc",
+            "curves": curves,
+            "caption": "LiRA, both axes logarithmic: what lies above the diagonal on the left are people named with "
+            "few false alarms.",
+        },
         "findings": findings,
         "notes": [
             "Intervals are 95%: of areas by a bootstrap over people and models, of rates by Clopper and Pearson "

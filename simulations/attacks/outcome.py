@@ -30,7 +30,7 @@ class Outcome(TypedDict):
     plot: {"kind": "roc", "curves": [{"label", "fpr", "tpr"}]},
         {"kind": "intervals", "axis", "rows": [{"label", "value", "low", "high"}], "lines": [{"label", "value"}]},
         {"kind": "bounds", "axis", "rows": [{"label", "value", "claim"}]},
-        or {"kind": "picture", "svg"}
+        or {"kind": "picture", "svg"}; with a "caption" if it needs one
     findings: sentences with the figures; notes: what the figures do not say
     """
 
