@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from pm1_core import atomic
 from pm1_core.errors import ConfigError, StateError
 from pm1_core.validate import refusal, require_range
+from simulations.sweep_code import VARIABLE, code_digest
 from simulations.sweep_grid import AXES, DEFAULTS, Sweep, sweep_of
 from simulations.sweep_result import error_file, read_result
 
@@ -137,7 +138,7 @@ def _launch(planned: Sweep, jobs: int, stages: Stages) -> None:
         *("hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none"),
         *(f"+{argument}" for argument in planned.arguments),
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", VARIABLE: code_digest()}
     whole, before = len(planned.cells), len(done(planned))
     with (
         log.open("w") as stream,

@@ -16,7 +16,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from hydra.errors import HydraException
 from configs import compose
 from pm1_core.errors import ConfigError
 from pm1_core.validate import refusal, require_choice
+from simulations.sweep_code import code_digest
 
 NO_PRIVACY = "none"
 """The value of `epsilon` of a cell without differential privacy."""
@@ -45,14 +45,33 @@ DEFAULTS = (
     "model=tiny",
     "strategy=fedavg",
     "unit=record",
-    "sites=3",
+    "sites=2",
     "epsilon=0.5,1,2,4,8,none",
     "seed=1,2,3",
-    "people=1200",
-    "test_people=400",
-    "study.phases.genotype.chromosomes=[21,22]",
+    "people=2400",
+    "test_people=300",
+    "study.phases.genotype.chromosomes=[22]",
+    "study.phases.genotype.loop.epochs=2",
+    "study.phases.genotype.loop.optimiser.learning_rate=0.02",
+    "study.phases.phenotype.rounds=10",
+    "study.phases.phenotype.loop.epochs=2",
+    "study.phases.fundus.rounds=2",
+    "study.phases.fundus.loop.epochs=1",
+    "study.phases.fusion.rounds=6",
+    "study.phases.fusion.loop.epochs=1",
+    "model.genotype.position_bias=true",
+    "privacy.clip=0.2",
+    "privacy.sample_rate=0.05",
+    "privacy.people=600",
+    "privacy.tokens=identity",
+    "privacy.shares={statistics:0.05,genotype:0.35,phenotype:0.35,fundus:0.02,fusion:0.23}",
 )
-"""The default sweep, in the words of the command line."""
+"""The default sweep, in the words of the command line: small enough for minutes, and a budget that buys something.
+
+Signal over noise of private training goes with the number of people over the root of the number of sites and
+with the share of the budget, hardly with rate or steps: hence few sites, one chromosome, and a clip near the
+gradients' median norm. The terms under privacy.* are for the unit record; a site's cells take those of
+privacy=site."""
 
 
 @dataclass(frozen=True)
@@ -145,15 +164,21 @@ def cell_of(combination: Sequence[str]) -> Cell:
     rest = [
         f"{key}={value}"
         for key, value in values.items()
-        if key not in (*_OURS, *_NUMBERS) and not (epsilon == NO_PRIVACY and key.startswith("privacy."))
+        if key not in (*_OURS, *_NUMBERS) and not (key.startswith("privacy.") and _idle(values, key))
     ]
     config = copy.deepcopy(_composed((*terms, *rest)))
     config |= {key: _number(key, values[key], int) for key in _NUMBERS}
     if epsilon != NO_PRIVACY:
         config["privacy"]["epsilon"] = _number("epsilon", epsilon, float)
     kept = {key: value for key, value in config.items() if key not in (*SINGLE, "resume", "workers")}
-    text = json.dumps({"figures": _FIGURES, "pm1": version("pm1"), "config": kept}, sort_keys=True)
+    text = json.dumps({"figures": _FIGURES, "code": code_digest(), "config": kept}, sort_keys=True)
     return Cell(values, config, hashlib.sha256(text.encode()).hexdigest())
+
+
+def _idle(values: Mapping[str, str], key: str) -> bool:
+    """Whether a term of privacy says nothing to a cell: it has no privacy, or a default is of the other unit."""
+    usual = _by_key(DEFAULTS)
+    return values["unit"] == NO_PRIVACY or (values["unit"] == "site" and values[key] == usual.get(key))
 
 
 @lru_cache(maxsize=64)

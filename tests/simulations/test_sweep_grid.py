@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from pm1_core.errors import ConfigError
+from simulations.sweep_code import digest_of
 from simulations.sweep_grid import AXES, sweep_of
 
 ARGUMENTS = ["epsilon=1,8,none", "seed=1,2"]
@@ -61,3 +64,23 @@ def test_a_hash_follows_what_figures_depend_on_and_nothing_else() -> None:
 def test_what_is_wrong_is_said_before_anything_runs(argument: str, sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         sweep_of(["epsilon=8", "seed=1", argument])
+
+
+def test_the_code_is_part_of_a_hash_but_not_what_only_shows_results(tmp_path: Path) -> None:
+    (tmp_path / "simulations").mkdir()
+    (tmp_path / "pm1_core").mkdir()
+    for name in ("simulations/run.py", "simulations/sweep_page.py", "pm1_core/gates.py"):
+        (tmp_path / name).write_text("A = 1\n")
+    before = digest_of(tmp_path)
+    (tmp_path / "simulations/sweep_page.py").write_text("A = 2\n")
+    assert digest_of(tmp_path) == before
+    (tmp_path / "pm1_core/gates.py").write_text("A = 2\n")
+    assert digest_of(tmp_path) != before
+
+
+def test_terms_of_the_other_unit_are_left_to_their_defaults() -> None:
+    (cell,) = sweep_of(["epsilon=8", "unit=site", "sites=3", "seed=1"]).cells
+    assert cell.config["aggregation"]["mode"] == "secure"
+    assert "statistics" not in cell.config["privacy"]["shares"]
+    (chosen,) = sweep_of(["epsilon=8", "unit=site", "seed=1", "privacy.clip=0.5"]).cells
+    assert chosen.config["privacy"]["clip"] == 0.5
