@@ -232,8 +232,8 @@ def attack(setting: Setting) -> Outcome:
         "plot": {
             "kind": "bounds",
             "axis": "epsilon",
-            "caption": "Dot: every smaller epsilon is refuted. Bar: what is claimed, the accountant's upper bound. A "
-            "dot beyond the bar shows that the claim is untrue.",
+            "caption": "Dot: every smaller epsilon is refuted. Bar: what is claimed, the accountant's upper bound. "
+            "A dot beyond the bar shows that the claim is untrue.",
             "rows": [
                 {
                     "label": f"{row['target']}, ε {row['claimed']:.1f}",

@@ -306,8 +306,8 @@ def attack(setting: Setting) -> Outcome:
         "plot": {
             "kind": "roc",
             "curves": curves,
-            "caption": "LiRA, both axes logarithmic: what lies above the diagonal on the left are people named with "
-            "few false alarms.",
+            "caption": "LiRA, both axes logarithmic: what lies above the diagonal on the left are people named "
+            "with few false alarms.",
         },
         "findings": findings,
         "notes": [
