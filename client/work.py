@@ -18,9 +18,9 @@ from client.secure import SecureSite
 from client.site import LackingError
 from pm1_core import encoding
 from pm1_core.energy import Meter
-from pm1_core.errors import PM1Error
+from pm1_core.errors import PM1Error, PrivacyError
 from pm1_core.fields import Modality, Split
-from pm1_core.privacy.terms import SiteTerms, terms_of
+from pm1_core.privacy.terms import SiteTerms, record_terms, terms_of
 from pm1_core.training import methods
 from pm1_core.training.memory import Memory
 from pm1_core.training.order import Order, derived_seed
@@ -142,11 +142,15 @@ class Work(SecureSite):
         weighed: dict[str, float] = {m: float(said[m]) for m in Modality if m in task.modalities}
         stays = methods.Method.of(order).stays
         tensors = dict(update.tensors)
-        for name in received:
-            if name not in tensors and not stays(name):
-                # Of a control variate the change is sent.
-                array = received[name]
-                tensors[name] = np.zeros_like(array) if name.startswith(methods.CONTROL) else array
+        lacking = [name for name in received if name not in tensors and not stays(name)]
+        if lacking and record_terms(order.privacy):
+            # What came back as it was sent would say that nobody here trained it.
+            found = f"task {task.name!r} left out {lacking[0]!r}"
+            raise PrivacyError(refusal(f"phase {order.phase!r}", found, "send every tensor, with its noise"))
+        for name in lacking:
+            # Of a control variate the change is sent.
+            array = received[name]
+            tensors[name] = np.zeros_like(array) if name.startswith(methods.CONTROL) else array
         summed = task.aggregation == "sum"
         return Update(
             tensors,
