@@ -40,7 +40,7 @@ _SLACK = 1.0 + 2.0**-10
 """1 + 2^-26 sqrt(2^32): what rounding to the grid can add to the sensitivity."""
 _LARGEST = 2.0**51
 """Grid steps to which a value is cut, which moves no two values apart; sums of two such are exact in float64."""
-_AT_ONCE = 1 << 16
+_AT_ONCE = 1 << 15
 
 
 def secret_generator() -> np.random.Generator:
@@ -114,18 +114,21 @@ def _add_noise(
     flat: NDArray[Any], out: NDArray[Any], step: float, scale: float, generator: np.random.Generator
 ) -> None:
     """Write `flat` with noise into `out`, both [n]; all in steps of the grid until the last line."""
+    size = min(_AT_ONCE, flat.size)
+    numbers, noises = np.empty(size), np.empty(size)
     for start in range(0, flat.size, _AT_ONCE):
-        steps = flat[start : start + _AT_ONCE].astype(np.float64)
-        np.divide(steps, step, out=steps)
-        np.nan_to_num(steps, copy=False, nan=0.0, posinf=_LARGEST, neginf=-_LARGEST)
-        np.clip(steps, -_LARGEST, _LARGEST, out=steps)
+        chunk = flat[start : start + _AT_ONCE]
+        steps, noise = numbers[: chunk.size], noises[: chunk.size]
+        np.multiply(chunk, 1 / step, out=steps, dtype=np.float64)  # exact: the grid is a power of two
+        if not max(steps.max(), -steps.min()) <= _LARGEST:  # or something is not a number
+            np.nan_to_num(steps, copy=False, nan=0.0, posinf=_LARGEST, neginf=-_LARGEST)
+            np.clip(steps, -_LARGEST, _LARGEST, out=steps)
         np.rint(steps, out=steps)
-        noise = generator.standard_normal(steps.size)
+        generator.standard_normal(out=noise)
         np.multiply(noise, scale, out=noise)
         np.rint(noise, out=noise)
         np.add(steps, noise, out=steps)
-        np.multiply(steps, step, out=steps)
-        out[start : start + _AT_ONCE] = steps
+        np.multiply(steps, step, out=out[start : start + _AT_ONCE], casting="same_kind")
 
 
 def poisson_sample(n: int, rate: float, generator: np.random.Generator) -> NDArray[np.bool_]:
