@@ -98,7 +98,7 @@ class Checkpoint:
     phase, round, rounds: what made it; round 0 holds what the phase starts from
     parts: part -> SHA-256 of its objects
     trained: the parts that this phase changes
-    sites: site -> its number of examples in this round (in the clear only)
+    sites: who is in this round: site -> its number of examples, as it declared them
     metrics: "all" or a site's name -> figure -> value, of the last round of a phase; sites in the clear only
     areas: "TARGET.GROUP" -> {"auc", "cases", "controls"} of held-out people over all sites, likewise
     privacy: the guarantee in words; "no differential privacy" where no budget was paid
