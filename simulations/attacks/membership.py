@@ -288,8 +288,8 @@ def attack(setting: Setting) -> Outcome:
     return {
         "title": "Membership inference",
         "attacker": "Holds a candidate's complete record, sees the released model, and knows how it was trained: "
-        "task, hyperparameters, terms of privacy, and the statistics. Trains shadow models on people of the same "
-        "population. Does not know who was in.",
+        "task, hyperparameters, terms of privacy, and the statistics. Trains shadow models on random "
+        "halves of the candidates. Does not know who was in.",
         "sets": f"{len(people)} candidates; {options['models']} models per row, each trained for "
         f"{options['epochs']} epochs on a random half ({half} members, {half} others) and attacked with the "
         f"{options['models'] - 1} others as shadows: {options['models'] * len(people):,} scores.",
