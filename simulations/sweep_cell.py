@@ -75,7 +75,7 @@ def run_cell(cell: Cell, folder: Path, stages: Stages) -> dict[str, Any]:
         figures = figures_of(_state(fusion), first, config, workspace)
     result = {
         "hash": cell.hash,
-        "values": dict(cell.values),
+        "values": dict(cell.axes),
         "figures": figures,
         "budget": second.guarantee.get("budget"),
         "spent": _spent(fusion, second),

@@ -87,8 +87,8 @@ def sections(results: Sequence[Result]) -> list[dict[str, Any]]:
     if any(name.startswith("genotype.") for name in names):
         text = (
             "Balanced accuracy of dosages rebuilt from a chromosome's token, by frequency of the rarer allele "
-            "among held-out people. Dotted: who gives everybody the commonest dosage. Right: what is lost to "
-            "privacy of the way from there to perfect, on the same people and from the same start."
+            "among held-out people. Dotted: who gives everybody the commonest dosage. Right: the share of "
+            "what lies above that which privacy leaves, on the same people and from the same start."
         )
         found.append(
             _section("genotypes", "Genotypes by allele frequency", sweep_plots.genotypes(results), text)
@@ -96,7 +96,10 @@ def sections(results: Sequence[Result]) -> list[dict[str, Any]]:
     gaps = _gaps(names)
     if gaps:
         drawn = sweep_plots.panels(results, "Ancestry gap against epsilon", gaps, "figure in each group")
-        text = "Each ancestry; the gap is the highest minus the lowest. Groups are small, so bands are wide."
+        text = (
+            "Mean ROC-AUC over diseases, and genotype accuracy from chance (0) to perfect (1), in each ancestry; "
+            "the gap is the highest minus the lowest. Groups are small, so bands are wide."
+        )
         found.append(_section("ancestries", "Ancestries", drawn, text))
     attacks = {name: _ATTACKS.get(name, _words(name)) for name in names if name.startswith("attack.")}
     if attacks:
@@ -150,7 +153,7 @@ def budgets(results: Sequence[Result]) -> list[dict[str, Any]]:
 
 def _gaps(names: Sequence[str]) -> dict[str, dict[str, str]]:
     panels = {}
-    for kind, heading in (("auc", "ROC-AUC"), ("genotype", "genotype accuracy above chance")):
+    for kind, heading in (("auc", "ROC-AUC"), ("genotype", "genotypes")):
         start = f"ancestry.{kind}."
         groups = {name: name.removeprefix(start) for name in names if name.startswith(start)}
         if f"gap.{kind}" in names:

@@ -28,7 +28,7 @@ from simulations.report_style import (
     group_colours,
     svg,
 )
-from simulations.sweep_table import NONE, Band, Result, change, curve, epsilons, label, series_of
+from simulations.sweep_table import NONE, Band, Result, curve, epsilons, label, retained, series_of
 
 COLOURS = (FEDERATED, INK, GENOTYPE, PHENOTYPE, FUNDUS, ALONE)
 BINS = {"rarest": FEDERATED, "middle": GENOTYPE, "commonest": INK}
@@ -82,15 +82,15 @@ def genotypes(results: Sequence[Result]) -> str:
             if chance:
                 mean = sum(found.mean for found in chance.values()) / len(chance)
                 left.axhline(mean, color=colour, linewidth=0.7, linestyle=(0, (2, 3)))
-            _line(right, results, change(results, series, f"kept.{name}"), style, "")
+            _line(right, results, retained(results, series, f"kept.{name}"), style, "")
         _dress(left, results)
         _dress(right, results)
-        right.axhline(0, color=MUTED, linewidth=0.7, linestyle="--")
+        right.axhline(1, color=MUTED, linewidth=0.7, linestyle="--")
         entitle(left, label(series, all_series) or "weighted accuracy")
-        entitle(right, "change of the part above chance, from no privacy")
+        entitle(right, "part above chance that privacy leaves")
     _outer(grid, "weighted accuracy")
     for axes in grid[:, 1]:
-        axes.set_ylabel("change")
+        axes.set_ylabel("share of no privacy")
     _key(page, grid[0, 0], 2)
     return svg(page, "Genotype accuracy by allele frequency against epsilon")
 
@@ -167,7 +167,7 @@ def _outer(grid: Any, axis: str) -> None:
     for row in grid:
         row[0].set_ylabel(axis)
     for axes in grid[-1]:
-        axes.set_xlabel("epsilon of the whole study, at every site")
+        axes.set_xlabel("epsilon")
 
 
 def _key(page: Figure, axes: Axes, entries: int) -> None:

@@ -130,6 +130,18 @@ def change(results: Sequence[Result], series: Series, name: str) -> dict[str, Ba
     return found
 
 
+def retained(results: Sequence[Result], series: Series, name: str) -> dict[str, Band]:
+    """The share of the same seed's figure without privacy; for figures that are 0 where a model knows nothing."""
+    free = _by_seed(results, series, name, NONE)
+    found = {}
+    for epsilon in epsilons(results):
+        here = _by_seed(results, series, name, epsilon)
+        shares = [here[seed] / free[seed] for seed in sorted(here) if free.get(seed, 0.0) > 0]
+        if shares and epsilon != NONE:
+            found[epsilon] = band(shares)
+    return found
+
+
 def _by_seed(results: Sequence[Result], series: Series, name: str, epsilon: str) -> dict[str, float]:
     return {
         str(result["values"]["seed"]): float(result["figures"][name])

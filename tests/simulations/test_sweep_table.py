@@ -24,6 +24,7 @@ from simulations.sweep_table import (
     epsilons,
     figure_names,
     label,
+    retained,
     series_of,
     table,
     write_table,
@@ -110,6 +111,8 @@ def test_a_change_is_paired_by_seed(planned: Sweep) -> None:
     assert list(found) == ["1", "8"]
     assert found["1"].values == tuple(a - b for a, b in zip(here.values, free.values, strict=True))
     assert found["1"].low <= found["1"].mean <= found["1"].high
+    left = retained(results, series, "auc")["1"]
+    assert left.values == tuple(a / b for a, b in zip(here.values, free.values, strict=True))
 
 
 def _page(planned: Sweep, done: int, folder: Path) -> str:
