@@ -109,6 +109,7 @@ def sweep(planned: Sweep, jobs: int, stages: Stages) -> Swept:
     remedy = "wait until it has ended"
     with atomic.locked(planned.folder / "lock", remedy):
         if len(done(planned)) < len(planned.cells):
+            _people(planned, stages)
             _launch(planned, jobs, stages)
         results, failed = done(planned), _failed(planned)
         if not results:
@@ -125,6 +126,15 @@ def done(planned: Sweep) -> list[dict[str, Any]]:
     """Results of those cells that have one, in the grid's order; their "values" are its axes."""
     found = ((cell, read_result(planned.folder, cell)) for cell in planned.cells)
     return [{**result, "values": cell.axes} for cell, result in found if result is not None]
+
+
+def _people(planned: Sweep, stages: Stages) -> None:
+    """Write and prepare what all cells need of people: the launcher's workers cannot start processes for it."""
+    from simulations.workspace import simulated
+
+    cells = {(cell.axes["sites"], cell.axes["seed"]): cell for cell in planned.cells}
+    for cell in cells.values():
+        simulated(dict(cell.config), stages)
 
 
 def _launch(planned: Sweep, jobs: int, stages: Stages) -> None:
