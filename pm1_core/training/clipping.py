@@ -40,7 +40,7 @@ from pm1_core.validate import refusal
 
 _ROOM = 1 - 2.0**-10
 _EPSILON = float(torch.finfo(torch.float32).eps)
-_PASSES = 16
+_PASSES = 128
 """Multiplications that take as long as a number takes to and from memory."""
 _MOST_BUILT = 1 << 26
 """Numbers of one layer's gradients, unit by unit, that may be in memory."""
@@ -86,7 +86,10 @@ class Rows:
         outputs, inputs = self.split(g), self.split(a)
         if isinstance(outputs, Tensor) and isinstance(inputs, Tensor):
             return torch.bmm(outputs.mT, inputs)
-        return torch.stack([out.T @ inn for out, inn in zip(outputs, inputs, strict=True)])
+        found = g.new_empty(self.units, g.shape[1], a.shape[1])
+        for own, out, inn in zip(found, outputs, inputs, strict=True):
+            torch.mm(out.T, inn, out=own)
+        return found
 
     def squares(self, g: Tensor, a: Tensor) -> Tensor:
         """|sum_t g_t a_t^T|^2 of each unit [units], from above, without building it."""
@@ -165,7 +168,7 @@ class ClippedGradients:
             elif uses:
                 # Several uses of one parameter add up before they are measured.
                 built[name] = torch.stack([use.each() for use in uses]).sum(0) if uses[1:] else uses[0].each()
-                squares += built[name].flatten(1).square().sum(1)
+                squares += torch.linalg.vector_norm(built[name].flatten(1), dim=1).square()
         norms = squares.sqrt()
         finite = torch.isfinite(norms)
         scale = torch.where(finite, (clip * _ROOM) / norms.clamp_min(clip * _ROOM), 0.0)
