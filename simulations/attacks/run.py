@@ -21,6 +21,9 @@ from simulations.run import run_folder
 ATTACKS: Mapping[str, str] = {
     "membership": "simulations.attacks.membership:attack",
     "audit": "simulations.attacks.audit:attack",
+    "frequencies": "simulations.attacks.frequencies:attack",
+    "inversion": "simulations.attacks.inversion:attack",
+    "inference": "simulations.attacks.inference:attack",
 }
 """Every attack: a function of a Setting that returns an Outcome."""
 
