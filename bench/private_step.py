@@ -27,7 +27,7 @@ from pm1_core.privacy.noise import gaussian, secret_generator
 from pm1_core.training.clipping import ClippedGradients, Rows
 
 CLIP, NOISE = 1.0, 1.0
-REPEATS, TAKES = 5, 3
+REPEATS = 20
 GROUP = 8
 LARGER = {"width": 512, "layers": 6, "heads": 8, "feedforward": 1024}
 FUSION = {"small": ({}, 64), "larger": (LARGER, 64)}
@@ -191,13 +191,13 @@ def measured(which: str) -> dict[str, Any]:
     for size in sizes:
         steps = make(size)
         best = dict.fromkeys(steps, float("inf"))
-        for _ in range(TAKES):
-            for name, step in steps.items():  # side by side, so that a busy moment meets all of them
-                step()
+        for step in steps.values():
+            step()
+        for _ in range(REPEATS):
+            for name, step in steps.items():  # in turns, so that a busy moment meets all of them
                 began = time.perf_counter()
-                for _ in range(REPEATS):
-                    step()
-                best[name] = min(best[name], (time.perf_counter() - began) / REPEATS)
+                step()
+                best[name] = min(best[name], time.perf_counter() - began)
         found[size] = {
             "seconds": best,
             "ratios": {name: seconds / best["plain"] for name, seconds in best.items()},
