@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ Examples
   pm1-server study study=ukb_eyepacs model=paper --out study.json
   pm1-server key runs/first/keys/coordinator.pem
   pm1-server checkpoints verify runs/ukb_eyepacs-small
+  pm1-server reference /data/panel-store --out panel.safetensors
 A resolved study runs on real sites through Flower:
   flwr run . --run-config 'study="/srv/study.json" definition="/srv/study.yaml" run="/srv/runs/first"
     key="/srv/runs/first/keys/coordinator.pem"'"""
@@ -37,13 +39,27 @@ def parser() -> argparse.ArgumentParser:
     key.add_argument(
         "file", type=Path, help="the private key; the public one is written beside it as FILE.pub"
     )
+    reference = commands.add_parser(
+        "reference",
+        help="write the statistics of public people, for privacy.statistics=public",
+        description="Write allele counts, means and deviations of a prepared store of public people: a reference "
+        "panel, never people of a site. They are exact, and whoever has the file has them.",
+    )
+    reference.add_argument("store", type=Path, help="a store that pm1-site prepare made of the panel's files")
+    reference.add_argument("--out", type=Path, required=True, help="the safetensors file to write")
     return root
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     options = parser().parse_args(arguments)
-    actions = {"study": _study, "config": _config, "checkpoints": _checkpoints, "key": _key}
+    actions = {
+        "study": _study,
+        "config": _config,
+        "checkpoints": _checkpoints,
+        "key": _key,
+        "reference": _reference,
+    }
     return guarded("pm1-server", lambda: actions[options.command](options))
 
 
@@ -70,6 +86,19 @@ def _study(options: argparse.Namespace) -> None:
         print(f"{phase.name:<14} {phase.task:<12} {phase.rounds:>6} {phase.min_sites:>12}")
     if options.out:
         print(f"written to {options.out}")
+
+
+def _reference(options: argparse.Namespace) -> None:
+    import safetensors.numpy
+
+    from pm1_core.data.store import Store
+    from pm1_core.training.tasks.reference import statistics_of_panel
+
+    store = Store.open(options.store)
+    with tempfile.TemporaryDirectory() as scratch:
+        tensors = statistics_of_panel(store, Path(scratch))
+    atomic.write_bytes(options.out, safetensors.numpy.save(dict(tensors)))
+    print(f"{options.out}: {len(tensors)} tensors of {store.site!r}, for privacy.reference={options.out}")
 
 
 def _checkpoints(options: argparse.Namespace) -> None:

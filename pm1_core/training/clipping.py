@@ -96,8 +96,8 @@ class Rows:
         outputs, inputs = self.split(g), self.split(a)
         if isinstance(outputs, Tensor) and isinstance(inputs, Tensor):
             return _ghost_squares(outputs, inputs)
-        pairs = zip(outputs, inputs, strict=True)
-        return torch.cat([_ghost_squares(out[None], inn[None]) for out, inn in pairs])
+        # Matrix by matrix: a batch of one runs on one thread.
+        return torch.stack([_ghost_squares(out, inn) for out, inn in zip(outputs, inputs, strict=True)])
 
 
 @dataclass
@@ -282,12 +282,12 @@ _USES: dict[type, Callable[..., Iterator[tuple[Tensor, _Use]]]] = {
 
 
 def _ghost_squares(g: Tensor, a: Tensor) -> Tensor:
-    """|sum_t g_t a_t^T|^2 of every unit [k], from above: [k, R, out] and [k, R, in]."""
-    inputs, outputs = torch.bmm(a, a.mT), torch.bmm(g, g.mT)
+    """|sum_t g_t a_t^T|^2 from above: of one unit [R, out] and [R, in], or of each of several [k, R, ...]."""
+    inputs, outputs = a @ a.mT, g @ g.mT
     # The lengths of rows bound what rounding can hide where rows cancel.
-    lengths = (inputs.diagonal(dim1=1, dim2=2) * outputs.diagonal(dim1=1, dim2=2)).clamp_min(0).sqrt()
-    room = _EPSILON * (a.shape[2] + g.shape[2]) * lengths.sum(1).square()
-    return (inputs * outputs).sum((1, 2)).clamp_min(0) + room
+    lengths = (inputs.diagonal(dim1=-2, dim2=-1) * outputs.diagonal(dim1=-2, dim2=-1)).clamp_min(0).sqrt()
+    room = _EPSILON * (a.shape[-1] + g.shape[-1]) * lengths.sum(-1).square()
+    return (inputs * outputs).sum((-2, -1)).clamp_min(0) + room
 
 
 def _whole(tensor: Tensor, broken: Tensor | None) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from flwr.app import ConfigRecord, RecordDict
 from short import phases
 from studies import coordinate, site_paths
@@ -21,7 +22,7 @@ from client.outbox import Outbox, Release
 from client.site import SitePaths
 from configs import compose
 from pm1_core import atomic
-from pm1_core.checkpoint import Checkpoint
+from pm1_core.checkpoint import Checkpoint, CheckpointFolder
 from pm1_core.data.store import Store
 from pm1_core.data.summary import nobody
 from pm1_core.errors import FederationError, PrivacyError
@@ -30,6 +31,7 @@ from pm1_core.objects import ObjectStore
 from pm1_core.privacy.ledger import Ledger
 from pm1_core.privacy.terms import RecordTerms
 from pm1_core.training.tasks import build_task
+from server.cli import main as server_command
 from server.configure import build_study
 from server.study import Study
 
@@ -101,6 +103,22 @@ def test_the_figure_of_the_manifest_is_what_every_ledger_was_charged(
     for ledger in ledgers.values():
         assert ledger.spent().value == pytest.approx(study.guarantee["epsilon"], rel=1e-6)
         assert [item.phase for item in ledger.by_phase()] == ["counts", "statistics", "phenotype"]
+
+
+def test_public_statistics_cost_nothing_and_are_those_of_the_panel(
+    stores: dict[str, Path], hospitals: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    panel = tmp_path / "panel.safetensors"
+    assert server_command(["reference", str(hospitals["north"]), "--out", str(panel)]) == 0
+    assert "for privacy.reference=" in capsys.readouterr().out
+    study = private_study("privacy.statistics=public", f"privacy.reference={panel}")
+    ledgers = opened(tmp_path / "run", stores)
+    latest = run(study, stores, tmp_path / "run")
+    for ledger in ledgers.values():
+        assert [item.phase for item in ledger.by_phase()] == ["phenotype"]
+    state = CheckpointFolder(tmp_path / "run" / "checkpoints").state(latest)
+    for name, array in safetensors.numpy.load_file(panel).items():
+        np.testing.assert_array_equal(state[name], array)
 
 
 def test_a_site_without_a_ledger_takes_no_part_and_says_how_to_make_one(

@@ -44,6 +44,17 @@ def pin_reference(file: str | Path) -> dict[str, str]:
     return {"base": str(file), "base_sha256": hashlib.sha256(content).hexdigest()}
 
 
+def statistics_of_panel(store: Store, folder: Path) -> Tensors:
+    """The statistics of a store of public people, as `ReferenceTask` reads them: of its training people, exact.
+
+    folder: for what training remembers; nothing of it is needed afterwards
+    """
+    from pm1_core.training.local import train_locally  # it imports tasks, of which this is one
+
+    orders = [Order("statistics", "statistics", number, 2, 0) for number in (1, 2)]
+    return train_locally(StatisticsTask({}, store.study), store, orders, {}, folder)
+
+
 class ReferenceTask(Task):
     """Keys of `parameters`:
 
