@@ -30,7 +30,7 @@ simulate-real: $(STAMP)  ## the same study on real people (needs PM1_REAL_DATA)
 	@$(BIN)/pm1-sim run study=real
 
 test: $(STAMP)  ## the whole test suite
-	@echo "Some 10 minutes on two cores, 1,400 tests:"
+	@echo "Some 12 minutes on two cores, 2,100 tests:"
 	@$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-fast: $(STAMP)  ## without the slow tests
