@@ -40,7 +40,7 @@ def sought(
     return row_figures(recovered_row(told.sent, told.came)[known], true)
 
 
-def test_a_row_is_read_off_one_persons_update_and_off_no_sum(north: Store, tmp_path: Path) -> None:
+def test_a_row_is_read_off_one_persons_update_and_mixed_up_in_a_sum(north: Store, tmp_path: Path) -> None:
     people = north.people(Split.TRAIN, Modality.PHENOTYPE)
     alone = sought(north, [people[:1]], tmp_path / "alone")
     assert alone["fields"] == 1.0
