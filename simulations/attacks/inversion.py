@@ -154,8 +154,8 @@ def attack(setting: Setting) -> Outcome:
         "notes": [
             "One step of plain gradient descent on one person is the attacker's best case: more steps, more "
             "people, and optimisers with moments blur what an update says.",
-            "Of sums and batches the quotient is a weak attacker: a stronger one separates the rows of a small sum, "
-            "whose secrecy is then only whose row it was.",
+            "Of sums and batches the quotient is a weak attacker: a stronger one separates the rows of a small "
+            "sum, whose secrecy is then only whose row it was.",
             "A sum over sites is worked out here in the clear; tests hold what secure sums open to it, and that "
             "they open nothing else.",
             "A photograph's correlation is of what differs from the mean of other people's photographs, which an "
