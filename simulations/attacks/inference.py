@@ -7,6 +7,7 @@ Balanced accuracy gives the first a third where three dosages occur; what counts
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,9 @@ from simulations.prediction import complete_people
 from simulations.run import federate, run_folder, with_base
 
 _REPEATS = 100
-_INPUTS = ("P+I", "P", "I")
+CONTROL = "P+I+G"
+"""With the person's own genotypes: if the model rebuilds nothing from these, its failures elsewhere say nothing."""
+_INPUTS = ("P+I", "P", "I", CONTROL)
 _ANCESTRY = "ancestry"
 
 
@@ -81,8 +84,11 @@ def guesses(
             own[labels[1] == name] = commonest(learnt[labels[0] == name])
         said.setdefault("commonest of the same ancestry", []).append(own)
         for inputs, found in rebuilt.items():
+            words = (
+                "model, given the genotypes too (control)" if inputs == CONTROL else f"model, from {inputs}"
+            )
             logits = model.decode_genotype(chromosome, found[Modality.GENOTYPE][:, chromosome - 1])
-            said.setdefault(f"model, from {inputs}", []).append(np.asarray(logits).argmax(-1))
+            said.setdefault(words, []).append(np.asarray(logits).argmax(-1))
     return np.concatenate(true, 1), {name: np.concatenate(parts, 1) for name, parts in said.items()}
 
 
@@ -144,13 +150,25 @@ def attack(setting: Setting) -> Outcome:
             f"{_interval(row['above'])['value']:.3f} above chance "
             f"({_interval(row['above'])['low']:.3f}–{_interval(row['above'])['high']:.3f})."
             for row in rows
-        ],
+        ]
+        + powerless(rows),
         "notes": [
             "Above chance: balanced accuracy from chance, 0, to perfect, 1, as a mean over SNPs. Intervals are "
             "95% of a bootstrap over people, about the figure.",
             "What a table tells of ancestry is in the second attacker's reach without any model.",
         ],
     }
+
+
+def powerless(rows: Sequence[Mapping[str, Cell]]) -> list[str]:
+    """What has to be said if the model rebuilds no genotypes even from the genotypes, else nothing."""
+    control = [row for row in rows if "control" in str(row["attacker"])]
+    if not control or _interval(control[0]["above"])["low"] > 0:
+        return []
+    return [
+        "The model rebuilds no genotypes even when it is given them: it has learnt too little for its failure to "
+        "say that genotypes are safe. Train longer, or on more people, and attack again."
+    ]
 
 
 def _interval(cell: Cell) -> dict[str, Any]:

@@ -26,11 +26,12 @@ from simulations.attacks.membership import Candidates, candidates_of, record_pri
 from simulations.attacks.outcome import Cell, Outcome, Setting
 from simulations.attacks.photographs import RATE, STEPS, SUMMED, drawn, photograph_rows
 
+LAYER = "phenotype.encoder.0"
 _WITHIN = 0.1
 """Standard deviations within which a field counts as recovered."""
 
 
-def recovered_row(sent: Tensors, came: Tensors, layer: str = "phenotype.encoder.0") -> np.ndarray:
+def recovered_row(sent: Tensors, came: Tensors, layer: str = LAYER) -> np.ndarray:
     """The row that the first layer saw, float64 [K], from the bias that moved most; zeros if none moved."""
     weight, bias = (
         came[f"{layer}.{part}"].astype(np.float64) - sent[f"{layer}.{part}"] for part in ("weight", "bias")
@@ -158,6 +159,8 @@ def attack(setting: Setting) -> Outcome:
             "sum, whose secrecy is then only whose row it was.",
             "A sum over sites is worked out here in the clear; tests hold what secure sums open to it, and that "
             "they open nothing else.",
+            "A quotient is the simplest attack on a sum: that it fails does not make a sum safe. Whether somebody "
+            "is in it is told by its row space (the attack row_space).",
             "A photograph's correlation is of what differs from the mean of other people's photographs, which an "
             "attacker has anyway.",
         ],

@@ -23,6 +23,7 @@ ATTACKS: Mapping[str, str] = {
     "audit": "simulations.attacks.audit:attack",
     "frequencies": "simulations.attacks.frequencies:attack",
     "inversion": "simulations.attacks.inversion:attack",
+    "row_space": "simulations.attacks.row_space:attack",
     "inference": "simulations.attacks.inference:attack",
 }
 """Every attack: a function of a Setting that returns an Outcome."""
