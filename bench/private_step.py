@@ -23,7 +23,7 @@ from configs import compose
 from pm1_core.fields import TOKENS_OF
 from pm1_core.model.fusion import FusionConfig, FusionTransformer
 from pm1_core.model.fusion_objectives import FusionObjective, fusion_losses, group_losses
-from pm1_core.privacy.noise import gaussian, secret_generator
+from pm1_core.privacy.noise import gaussian_each, secret_generator
 from pm1_core.training.clipping import ClippedGradients, Rows
 
 CLIP, NOISE = 1.0, 1.0
@@ -126,10 +126,10 @@ def _ours(model: nn.Module, losses: Callable[[], Tensor], rows: Rows) -> Step:
 
     def step() -> None:
         clipped.step(losses, rows, CLIP)
-        for parameter in trained.values():
-            assert parameter.grad is not None
-            noised = gaussian(parameter.grad.numpy(), CLIP, NOISE, secret, torch.get_num_threads())
-            parameter.grad = torch.from_numpy(noised) / rows.units
+        sums = [parameter.grad.numpy() for parameter in trained.values() if parameter.grad is not None]
+        noised = gaussian_each(sums, CLIP, NOISE, secret, rows.units, torch.get_num_threads())
+        for parameter, values in zip(trained.values(), noised, strict=True):
+            parameter.grad = torch.from_numpy(values)
         optimiser.step()
 
     return step

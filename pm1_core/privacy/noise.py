@@ -24,7 +24,9 @@ from __future__ import annotations
 
 import math
 import secrets
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -62,19 +64,28 @@ def grid(sensitivity: float) -> float:
 
 
 def gaussian(
-    values: NDArray[Any],
+    values: NDArray[Any], sensitivity: float, noise_multiplier: float, generator: np.random.Generator
+) -> NDArray[Any]:
+    """`gaussian_each` of a single array."""
+    return gaussian_each([values], sensitivity, noise_multiplier, generator)[0]
+
+
+def gaussian_each(
+    arrays: Sequence[NDArray[Any]],
     sensitivity: float,
     noise_multiplier: float,
     generator: np.random.Generator,
+    divisor: float = 1.0,
     threads: int = 1,
-) -> NDArray[Any]:
-    """`values` with noise of standard deviation `noise_multiplier * sensitivity` (and 0.1% more), on the grid.
+) -> list[NDArray[Any]]:
+    """Arrays with noise of standard deviation `noise_multiplier * sensitivity` (and 0.1% more), on the grid.
 
-    values: float32 or float64, any shape; what is not a number counts as zero. What comes back has the same
-        shape and dtype; where float32 is too short for the grid it is rounded, which is post-processing
-    sensitivity: how far in L2 norm one unit moves everything that is released together; give it for each of
-        several arrays that are, up to 2^32 numbers in all
+    arrays: float32 or float64, any shapes; what is not a number counts as zero. What comes back has the same
+        shapes and dtypes; where float32 is too short for the grid it is rounded, which is post-processing
+    sensitivity: how far in L2 norm one unit moves everything that is released together; up to 2^32 numbers in
+        all, in one call or several
     generator: from `secret_generator`
+    divisor: a public number by which what is released is divided afterwards
     threads: that draw noise at the same time, each under a key of its own that `generator` drew
 
     Raises PrivacyError if there would be no noise, or the release is too large for the theorem above.
@@ -83,52 +94,59 @@ def gaussian(
         if not (math.isfinite(value) and value > 0):
             remedy = "give a number above 0, or release nothing that depends on people"
             raise PrivacyError(refusal(name, f"found {value!r}", remedy))
-    if values.size > _MOST_VALUES:
+    if (size := sum(values.size for values in arrays)) > _MOST_VALUES:
         remedy = f"release at most {_MOST_VALUES} numbers together"
-        raise PrivacyError(refusal("noise", f"found {values.size} numbers", remedy))
+        raise PrivacyError(refusal("noise", f"found {size} numbers", remedy))
     step = grid(sensitivity)
     scale = noise_multiplier * sensitivity * _SLACK / step
     if scale > _LARGEST / 64:
         raise PrivacyError(
             refusal("noise multiplier", f"found {noise_multiplier:g}", "use less noise, or send nothing")
         )
-    flat = np.ascontiguousarray(values).reshape(-1)
-    out = np.empty(flat.shape, flat.dtype)
-    if threads <= 1 or flat.size < 2 * _AT_ONCE:
-        _add_noise(flat, out, step, scale, generator)
-        return out.reshape(values.shape)
-    each = -(-flat.size // threads)
-    parts = [slice(start, start + each) for start in range(0, flat.size, each)]
-    keys = [int.from_bytes(generator.bytes(16), "little") for _ in parts]
-    with ThreadPoolExecutor(threads) as pool:
-        # Consumed, so that an exception of a thread is raised here.
-        list(
-            pool.map(
-                lambda part, key: _add_noise(flat[part], out[part], step, scale, _keyed(key)), parts, keys
-            )
-        )
-    return out.reshape(values.shape)
+    given = [np.ascontiguousarray(values).reshape(-1) for values in arrays]
+    noised = [np.empty_like(flat) for flat in given]
+    pieces = [
+        (flat[start : start + _AT_ONCE], out[start : start + _AT_ONCE])
+        for flat, out in zip(given, noised, strict=True)
+        for start in range(0, flat.size, _AT_ONCE)
+    ]
+    noise = _Noise(step, scale, step / divisor)
+    if threads <= 1 or len(pieces) < 2 * threads:
+        noise.add(pieces, generator)
+    else:
+        keys = [int.from_bytes(generator.bytes(16), "little") for _ in range(threads)]
+        with ThreadPoolExecutor(threads) as pool:
+            found = [pool.submit(noise.add, pieces[k::threads], _keyed(key)) for k, key in enumerate(keys)]
+            for one in found:
+                one.result()  # raises what a thread raised
+    return [out.reshape(values.shape) for out, values in zip(noised, arrays, strict=True)]
 
 
-def _add_noise(
-    flat: NDArray[Any], out: NDArray[Any], step: float, scale: float, generator: np.random.Generator
-) -> None:
-    """Write `flat` with noise into `out`, both [n]; all in steps of the grid until the last line."""
-    size = min(_AT_ONCE, flat.size)
-    numbers, noises = np.empty(size), np.empty(size)
-    for start in range(0, flat.size, _AT_ONCE):
-        chunk = flat[start : start + _AT_ONCE]
-        steps, noise = numbers[: chunk.size], noises[: chunk.size]
-        np.multiply(chunk, 1 / step, out=steps, dtype=np.float64)  # exact: the grid is a power of two
-        if not max(steps.max(), -steps.min()) <= _LARGEST:  # or something is not a number
-            np.nan_to_num(steps, copy=False, nan=0.0, posinf=_LARGEST, neginf=-_LARGEST)
-            np.clip(steps, -_LARGEST, _LARGEST, out=steps)
-        np.rint(steps, out=steps)
-        generator.standard_normal(out=noise)
-        np.multiply(noise, scale, out=noise)
-        np.rint(noise, out=noise)
-        np.add(steps, noise, out=steps)
-        np.multiply(steps, step, out=out[start : start + _AT_ONCE], casting="same_kind")
+@dataclass(frozen=True)
+class _Noise:
+    """step: of the grid; scale: the noise's standard deviation in steps; unit: what a step becomes."""
+
+    step: float
+    scale: float
+    unit: float
+
+    def add(
+        self, pieces: Sequence[tuple[NDArray[Any], NDArray[Any]]], generator: np.random.Generator
+    ) -> None:
+        """Write each piece's first, up to _AT_ONCE numbers, with noise into its second; in steps until the end."""
+        numbers, noises = np.empty(_AT_ONCE), np.empty(_AT_ONCE)
+        for flat, out in pieces:
+            steps, noise = numbers[: flat.size], noises[: flat.size]
+            np.multiply(flat, 1 / self.step, out=steps, dtype=np.float64)  # exact: a power of two
+            if not max(steps.max(), -steps.min()) <= _LARGEST:  # or something is not a number
+                np.nan_to_num(steps, copy=False, nan=0.0, posinf=_LARGEST, neginf=-_LARGEST)
+                np.clip(steps, -_LARGEST, _LARGEST, out=steps)
+            np.rint(steps, out=steps)
+            generator.standard_normal(out=noise)
+            np.multiply(noise, self.scale, out=noise)
+            np.rint(noise, out=noise)
+            np.add(steps, noise, out=steps)
+            np.multiply(steps, self.unit, out=out, casting="same_kind")
 
 
 def poisson_sample(n: int, rate: float, generator: np.random.Generator) -> NDArray[np.bool_]:

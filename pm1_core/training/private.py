@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from pm1_core.privacy.noise import gaussian, poisson_sample, secret_generator
+from pm1_core.privacy.noise import gaussian_each, poisson_sample, secret_generator
 from pm1_core.privacy.terms import RecordTerms
 from pm1_core.training.clipping import ClippedGradients, Rows
 from pm1_core.training.guide import UNGUIDED, Guide, Trained
@@ -99,9 +99,16 @@ def train_privately(
             group["lr"] = rate
         taken = np.flatnonzero(poisson_sample(units.count, terms.sample_rate, secret))
         sums = clipped_sums(clipped, trained, units, taken, terms.clip, at_once, draws, before + local)
-        for name, parameter in trained.items():
-            noised = gaussian(sums[name], terms.clip, terms.noise_multiplier, secret, threads)
-            parameter.grad = torch.from_numpy(noised).to(parameter) / terms.units
+        noised = gaussian_each(
+            [sums[name] for name in trained],
+            terms.clip,
+            terms.noise_multiplier,
+            secret,
+            terms.units,
+            threads,
+        )
+        for parameter, values in zip(parameters, noised, strict=True):
+            parameter.grad = torch.from_numpy(values).to(parameter)
         guide.adjust(trained)
         optimiser.step()
     if loop.keep_moments:

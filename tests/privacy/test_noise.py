@@ -9,7 +9,7 @@ from randomgen import AESCounter
 from scipy import stats
 
 from pm1_core.errors import InputError, PrivacyError
-from pm1_core.privacy.noise import gaussian, grid, poisson_sample, secret_generator
+from pm1_core.privacy.noise import gaussian, gaussian_each, grid, poisson_sample, secret_generator
 
 _RARE = 1e-6
 """A true null hypothesis is rejected this often: these tests draw what nobody can seed."""
@@ -133,7 +133,7 @@ def test_poisson_sampling_at_its_ends():
 
 def test_threads_draw_noise_apart_from_each_other():
     values = np.zeros(1 << 18, np.float32)
-    found = gaussian(values, 1.0, 1.0, secret_generator(), threads=3) / (1 + 2**-10)
+    found = gaussian_each([values], 1.0, 1.0, secret_generator(), threads=3)[0] / (1 + 2**-10)
     assert stats.kstest(found, "norm").pvalue > _RARE
     parts = np.array_split(found, 3)
     for first, second in ((0, 1), (1, 2), (0, 2)):
