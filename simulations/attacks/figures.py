@@ -16,6 +16,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 
 from pm1_core.errors import InputError
 from pm1_core.validate import refusal
+from simulations.sweep_table import band
 
 FALSE_POSITIVES = (0.001, 0.01)
 _REPEATS = 200
@@ -35,6 +36,12 @@ def proportion(hits: float, of: int) -> dict[str, float]:
     low = stats.beta.ppf(tail, hits, of - hits + 1) if hits > 0 else 0.0
     high = stats.beta.ppf(1 - tail, hits + 1, of - hits) if hits < of else 1.0
     return {"value": float(hits / of), "low": float(low), "high": float(high)}
+
+
+def average(values: Sequence[float]) -> dict[str, float]:
+    """{"value", "low", "high"} of the mean of independent repetitions, 95% interval of Student's t."""
+    found = band(values, _LEVEL)
+    return {"value": found.mean, "low": found.low, "high": found.high}
 
 
 def found_at(scores: np.ndarray, member: np.ndarray, false_positives: float) -> float:

@@ -29,7 +29,7 @@ from server.configure import build_study, fusion_model
 from simulations.attacks.outcome import Cell, Column, Outcome, Setting
 from simulations.pooled import PooledStore
 from simulations.prediction import complete_people
-from simulations.run import federate, run_folder, with_base
+from simulations.run import federate, run_folder, with_public
 
 _REPEATS = 100
 CONTROL = "P+I+G"
@@ -41,7 +41,7 @@ _ANCESTRY = "ancestry"
 def trained_model(setting: Setting) -> tuple[PM1, PooledStore, PooledStore]:
     """The model of the run if it is finished, else one that is trained here; training people, and everybody."""
     workspace = setting.workspace
-    config = with_base(dict(setting.config), workspace)
+    config = with_public(dict(setting.config), workspace)
     run = run_folder(config)
     if not (run / "assessed.json").exists():
         run = setting.folder / "study"

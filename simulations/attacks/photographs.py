@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
+from skimage.metrics import structural_similarity
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pm1_core.data.store import Store
-from pm1_core.fields import EYES
+from pm1_core.fields import EYES, Modality
 from pm1_core.model.fundus_base import build_fundus_encoder
 from pm1_core.model.fundus_encoder import IMAGENET_MEAN, IMAGENET_STD, FundusEncoder, FundusEncoderConfig
 from pm1_core.model.fundus_lora import attach_lora, load_lora, lora_parameters, set_draws
@@ -25,13 +24,16 @@ from pm1_core.training.adapters import adapters_of
 from pm1_core.training.order import Order, generator
 from pm1_core.training.tasks import build_task
 from pm1_core.update import Tensors
+from simulations.attacks.figures import average
 from simulations.attacks.membership import Candidates, record_privacy
 from simulations.attacks.outcome import Cell, Setting
-from simulations.progress import Step
+from simulations.attacks.secure import opened
 from simulations.report_style import figure, svg
 
 RATE, SUMMED = 0.1, 3
 """Learning rate of the step that is looked at; sites whose updates are added up."""
+PICTURED, OTHERS = 5, 24
+"""People whose photographs are sought; people whose mean photograph the attacker has."""
 STEPS, _STEP_SIZE, _VARIATION = 600, 0.03, 1e-4
 
 
@@ -45,7 +47,6 @@ def inverted(
     wanted: Gradient,
     start: torch.Tensor,
     steps: int = STEPS,
-    step: Step = lambda what, done, whole: None,
 ) -> torch.Tensor:
     """A picture, float [n, 3, S, S] normalised, whose gradient has the direction of `wanted`.
 
@@ -56,8 +57,7 @@ def inverted(
     slower = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     length = torch.stack([w.square().sum() for w in wanted]).sum().sqrt().clamp_min(1e-30)
     with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
-        for done in range(steps):
-            step("photograph", done, steps)
+        for _ in range(steps):
             optimiser.zero_grad()
             gradients = torch.autograd.grad(
                 loss(picture), list(parameters), create_graph=True, allow_unused=True
@@ -76,37 +76,35 @@ def inverted(
 
 
 def picture_figures(found: np.ndarray, true: np.ndarray, mean: np.ndarray) -> dict[str, float]:
-    """Peak signal-to-noise ratio in dB of pixels in 0..1, and correlation once the mean picture is taken away."""
+    """Peak signal-to-noise ratio in dB, structural similarity, and correlation once the mean picture is taken away.
+
+    found, true, mean: float [S, S, 3], in 0..1
+    """
     error = float(np.mean((found - true) ** 2))
     left, wanted = (found - mean).ravel(), (true - mean).ravel()
     varies = left.std() > 1e-6 and wanted.std() > 1e-6
-    correlation = float(np.corrcoef(left, wanted)[0, 1]) if varies else 0.0
-    return {"psnr": float(-10 * np.log10(max(error, 1e-12))), "correlation": correlation}
+    similarity = structural_similarity(found, true, channel_axis=2, data_range=1.0)  # type: ignore[no-untyped-call]
+    return {
+        "psnr": float(-10 * np.log10(max(error, 1e-12))),
+        "ssim": float(similarity),
+        "correlation": float(np.corrcoef(left, wanted)[0, 1]) if varies else 0.0,
+    }
 
 
-@dataclass(frozen=True)
-class Eyes:
-    """A person's photographs, uint8 [n, S, S, 3], and the order under which the site trains on them."""
+def loss_of(encoder: FundusEncoder, order: Order) -> Losses:
+    """The task's loss of one person's pictures, with the order's draws: shuffle, hidden patches, dropout."""
 
-    pixels: np.ndarray
-    order: Order
+    def of(images: torch.Tensor) -> torch.Tensor:
+        draws = generator(order.seed, order.phase, "epoch", 0)
+        torch.randperm(1, generator=draws)
+        set_draws(encoder, draws)
+        return encoder.reconstruction_errors(images, encoder.draw_hidden(len(images), draws)).mean()
 
-    def loss(self, encoder: FundusEncoder) -> Losses:
-        """The task's loss of pictures, with the order's draws: shuffle, hidden patches, dropout."""
-
-        def of(images: torch.Tensor) -> torch.Tensor:
-            draws = generator(self.order.seed, self.order.phase, "epoch", 0)
-            torch.randperm(1, generator=draws)
-            set_draws(encoder, draws)
-            return encoder.reconstruction_errors(images, encoder.draw_hidden(len(images), draws)).mean()
-
-        return of
+    return of
 
 
-def photograph_rows(
-    setting: Setting, store: Store, people: np.ndarray
-) -> tuple[list[dict[str, Cell]], dict[str, np.ndarray]]:
-    """A row for each thing that a coordinator may see of a person's photographs, and pictures to look at."""
+def photograph_rows(setting: Setting, store: Store) -> tuple[list[dict[str, Cell]], dict[str, np.ndarray]]:
+    """A row for each thing that a coordinator may see of people's photographs, and the first one's to look at."""
     config = FundusEncoderConfig(**setting.config["model"]["fundus"])
     loop = {
         "optimiser": {"name": "sgd", "learning_rate": RATE},
@@ -116,68 +114,78 @@ def photograph_rows(
     }
     parameters = {"model": setting.config["model"]["fundus"], "loop": loop}
     order = Order("fundus", "fundus", 1, 1, 7, parameters)
-    encoder = attach_lora(build_fundus_encoder(config)).train()
-    true = [_photographs(store, person, encoder) for person in people]
-    mean = _pixels(torch.cat(true[1:])).mean(0)
-    guess = torch.cat(true[1:]).mean(0).expand_as(true[0])
-    target = _pixels(true[0])
     task = build_task(order, store.study)
     start = _warm(task.initial({}, 7))
-    shown = {"true": target[0], "mean of others": mean}
-    rows: list[dict[str, Cell]] = [
-        {
-            "what": "photograph",
-            "seen": "nothing: the mean of others",
-            **_figures(np.stack([mean]), target, mean),
-        }
-    ]
-
-    def update(who: Sequence[int], terms: Mapping[str, Any] | None, name: str) -> dict[str, np.ndarray]:
-        came = []
-        for number, person in enumerate(who):
-            given = Order("fundus", "fundus", 1, 1, 7, parameters, privacy=terms or {})
-            site = Candidates([store], people[person : person + 1])
-            folder = setting.folder / name / str(number)
-            folder.mkdir(parents=True, exist_ok=True)
-            came.append(task.train(site, given, {}, start, folder).tensors)
-        return {n: np.mean([start[n] - one[n] for one in came], axis=0) / RATE for n in start}
-
-    privacy = {**setting.config["privacy"], "sample_rate": 1.0}
-    cases: list[tuple[str, Sequence[int], Mapping[str, Any] | None]] = [
-        ("adapters of one person, in the clear", [0], None),
-        (f"adapters of one person at each of {SUMMED} sites, their sum", range(SUMMED), None),
-    ]
-    for epsilon in setting.options["epsilons"][-1:]:
-        cases.append(
-            (f"adapters of one person, epsilon {epsilon:g}", [0], record_privacy(order, 1, epsilon, privacy))
-        )
-    eyes = Eyes(target, order)
+    encoder = attach_lora(build_fundus_encoder(config)).train()
     load_lora(encoder, adapters_of(start))
     own = lora_parameters(encoder)
-    for number, (words, who, terms) in enumerate(cases):
-        gradient = update(who, terms, f"photograph {number}")
-        wanted = [torch.from_numpy(gradient[f"fundus.lora.{name}"].astype(np.float32)) for name in own]
-        with setting.stages.stage(words) as step:
-            found = inverted(eyes.loss(encoder), list(own.values()), wanted, guess, step=step)
-        pixels = _pixels(found)
-        rows.append({"what": "photograph", "seen": words, **_figures(pixels, target, mean)})
-        shown[words] = pixels[0]
     # If the encoder itself were trained, and not adapters of it: what the same attack then finds.
-    for parameter in encoder.parameters():
-        parameter.requires_grad_(True)
     whole = [p for name, p in encoder.named_parameters() if "pos_embed" not in name]
-    loss = eyes.loss(encoder)
-    with sdpa_kernel(SDPBackend.MATH):
-        told = [
-            torch.zeros_like(p) if g is None else g.detach()
-            for g, p in zip(torch.autograd.grad(loss(true[0]), whole, allow_unused=True), whole, strict=True)
+    loss = loss_of(encoder, order)
+    people = store.people(None, Modality.FUNDUS)[: PICTURED + OTHERS]
+    true = [_photographs(store, person, encoder) for person in people]
+    mean = torch.cat(true[PICTURED:]).mean(0)
+
+    def adapters(who: Sequence[int], epsilon: float | None = None) -> list[torch.Tensor]:
+        privacy = {**setting.config["privacy"], "sample_rate": 1.0}
+        terms = {} if epsilon is None else record_privacy(order, 1, epsilon, privacy)
+        given = Order("fundus", "fundus", 1, 1, 7, parameters, privacy=terms)
+        folder = setting.folder / "photographs"
+        folder.mkdir(parents=True, exist_ok=True)
+        updates = []
+        for person in who:
+            came = task.train(
+                Candidates([store], people[person : person + 1]), given, {}, start, folder
+            ).tensors
+            changes = [came[f"fundus.lora.{name}"] - start[f"fundus.lora.{name}"] for name in own]
+            updates.append(np.concatenate([change.ravel() for change in changes]).astype(np.float64))
+        told = opened(updates, 32, setting.config["aggregation"]["range"]) if len(who) > 1 else updates[0]
+        parts = np.split(-told / RATE, np.cumsum([p.numel() for p in own.values()])[:-1])
+        return [
+            torch.from_numpy(part).float().view_as(p) for part, p in zip(parts, own.values(), strict=True)
         ]
-    words = "all parameters of one person, in the clear"
-    with setting.stages.stage(words) as step:
-        pixels = _pixels(inverted(loss, whole, told, guess, step=step))
-    rows.append({"what": "photograph", "seen": words, **_figures(pixels, target, mean)})
-    shown[words] = pixels[0]
+
+    def everything(person: int) -> list[torch.Tensor]:
+        with sdpa_kernel(SDPBackend.MATH):
+            told = torch.autograd.grad(loss(true[person]), whole, allow_unused=True)
+        return [torch.zeros_like(p) if g is None else g for g, p in zip(told, whole, strict=True)]
+
+    epsilon = setting.options["epsilons"][-1]
+    cases: dict[str, tuple[Sequence[torch.nn.Parameter], Callable[[int], Gradient]]] = {
+        "adapters of one person, in the clear": (list(own.values()), lambda person: adapters([person])),
+        f"adapters, a secure sum of {SUMMED}": (
+            list(own.values()),
+            lambda person: adapters([(person + k) % PICTURED for k in range(SUMMED)]),
+        ),
+        f"adapters of one person, epsilon {epsilon:g}": (
+            list(own.values()),
+            lambda person: adapters([person], epsilon),
+        ),
+        "all parameters of one person, in the clear": (whole, everything),
+    }
+    average_eye = _pixels(mean[None])
+    nothing = [_figures(average_eye, _pixels(eyes), average_eye[0]) for eyes in true[:PICTURED]]
+    rows = [_row("nothing: the mean of others", nothing)]
+    shown = {"true": _pixels(true[0])[0], "mean of others": average_eye[0]}
+    for words, (sought, told) in cases.items():
+        for parameter in encoder.parameters():
+            parameter.requires_grad_(any(parameter is one for one in sought))
+        figures = []
+        with setting.stages.stage(words) as step:
+            for person, eyes in enumerate(true[:PICTURED]):
+                step("person", person, PICTURED)
+                pixels = _pixels(inverted(loss, sought, told(person), mean.expand_as(eyes)))
+                figures.append(_figures(pixels, _pixels(eyes), average_eye[0]))
+                shown.setdefault(words, pixels[0])
+            step("", PICTURED, PICTURED)
+        rows.append(_row(words, figures))
     return rows, shown
+
+
+def _row(words: str, figures: Sequence[Mapping[str, float]]) -> dict[str, Cell]:
+    """Means over people."""
+    means = {key: average([one[key] for one in figures]) for key in figures[0]}
+    return {"what": "photograph", "seen": words, **means}
 
 
 def drawn(shown: Mapping[str, np.ndarray]) -> str:

@@ -1,10 +1,12 @@
-"""Is this person in a sum of updates? A secure sum hides which site a row came from, not that it is in it.
+"""Who is in a sum of updates, and with what row. A secure sum hides whose row it is, not the row.
 
-The first layer's gradient is a sum over people of g x^T, so that whatever plain descent does to that layer lies in
-the span of the rows x of everybody who was trained on, at all sites together, in any number of steps. While there
-are fewer people than hidden units, a row that was in the sum lies in the update's row space, and one that was not
-does not. Adam and weight decay, and more people than units, blur this. (Kariyappa et al. 2023, "Cocktail party
-attack", start from the same span and go on to take the rows apart.)
+The first layer's gradient is a sum over people of g [x, 1]^T, so whatever plain descent does to that layer lies
+in the span of the rows [x, 1] of everybody who was trained on, at all sites together, in any number of steps. While
+there are fewer people than hidden units, two things follow. A row that was in the sum lies in the update's row
+space, and one that was not does not. And rows come out of it one by one: a direction is almost certainly somebody's
+row if it has a 1 at its end and 0 or 1 wherever a column is binary, which the study says. (Kariyappa et al. 2023,
+"Cocktail party attack", start from the same span and take the rows apart by their independence.) Adam and weight
+decay, and more people than units, blur this.
 """
 
 from __future__ import annotations
@@ -16,20 +18,23 @@ from typing import Any
 import numpy as np
 
 from pm1_core.data.store import Store
-from pm1_core.privacy.fixed_point import FixedPoint
 from pm1_core.training.order import Order
+from pm1_core.training.tasks import build_task
 from pm1_core.update import Tensors
 from simulations.attacks.figures import curve, separation
-from simulations.attacks.inversion import LAYER, phenotype_round
 from simulations.attacks.membership import Candidates, candidates_of, record_privacy, statistics_of
 from simulations.attacks.outcome import Cell, Outcome, Setting
 from simulations.attacks.photographs import RATE
+from simulations.attacks.secure import opened
 
+LAYER = "phenotype.encoder.0"
 SITES = 3
 """The fewest sites that a secure sum is opened for."""
 PER_SITE = (1, 8, 16, 32)
 _FULL = 0.8
 """Share of the layer's units that the row space takes up at most."""
+_DRAWS, _BINARY, _MOST, _APART = 20_000, 0.03, 0.9, 0.5
+"""Directions tried; how near 0 or 1 is binary, and at what share of the columns; how far apart two rows lie."""
 
 
 def rows_seen(store: Store, people: np.ndarray, state: Tensors) -> np.ndarray:
@@ -40,37 +45,86 @@ def rows_seen(store: Store, people: np.ndarray, state: Tensors) -> np.ndarray:
     return found
 
 
-def first_layer(sent: Tensors, came: Tensors) -> np.ndarray:
-    """What became of the first layer's weight and bias, float64 [H, K + 1]."""
-    weight, bias = (
-        came[f"{LAYER}.{part}"].astype(np.float64) - sent[f"{LAYER}.{part}"] for part in ("weight", "bias")
-    )
-    return np.concatenate([weight, bias[:, None]], axis=1)
+def plain_descent(model: Mapping[str, Any]) -> dict[str, Any]:
+    """An order's parameters for one step of plain descent on everybody at once, nothing hidden."""
+    loop = {
+        "optimiser": {"name": "sgd", "learning_rate": RATE},
+        "epochs": 1,
+        "batch_size": 0,
+        "device": "cpu",
+    }
+    return {"model": {**model, "copy_mask": 0.0, "hide_targets": 0.0}, "loop": loop}
 
 
-def opened(updates: Sequence[np.ndarray], bits: int = 32) -> np.ndarray:
-    """The mean of the sites' updates as a secure sum opens it: encoded, added modulo 2^bits, decoded."""
-    limit = max(float(np.abs(update).max()) for update in updates)
-    encoding = FixedPoint.fitting(bits, max(limit, 1e-12), [1.0] * len(updates))
-    words = [encoding.encode(update.ravel(), 1.0) for update in updates]
-    total = words[0].copy()
-    for more in words[1:]:
-        total += more
-    return encoding.decode(total, float(len(updates))).reshape(updates[0].shape)
+def updates_of(
+    stores: Sequence[Store],
+    groups: Sequence[np.ndarray],
+    state: Tensors,
+    parameters: Mapping[str, Any],
+    folder: Path,
+    privacy: Mapping[str, Any] | None = None,
+) -> list[np.ndarray]:
+    """What one round of the phenotype phase makes of the first layer at sites of these people.
+
+    groups: int64 indices of people, of each site. Returns the change of [weight | bias] at each, float64 [H, K + 1]
+    """
+    order = Order("phenotype", "phenotype", 1, 1, 7, parameters, privacy=privacy or {})
+    task = build_task(order, stores[0].study)
+    sent = dict(task.initial(state, 7))
+    found = []
+    for number, people in enumerate(groups):
+        own = folder / str(number)
+        own.mkdir(parents=True, exist_ok=True)
+        came = task.train(Candidates(stores, people), order.at(f"site {number}"), state, sent, own).tensors
+        weight, bias = (
+            came[f"{LAYER}.{part}"].astype(np.float64) - sent[f"{LAYER}.{part}"]
+            for part in ("weight", "bias")
+        )
+        found.append(np.concatenate([weight, bias[:, None]], axis=1))
+    return found
+
+
+def row_space(update: np.ndarray, people: int) -> np.ndarray:
+    """The strongest directions of an update [H, K + 1] on so many people, orthonormal float64 [r, K + 1]."""
+    found: np.ndarray = np.linalg.svd(update, full_matrices=False)[2][: min(people, int(_FULL * len(update)))]
+    return found
 
 
 def in_span(update: np.ndarray, rows: np.ndarray, people: int) -> np.ndarray:
     """Score of each row, float64 [n], larger is a member: minus the share of it that the row space leaves over.
 
-    update: float64 [H, K + 1]; rows: float64 [n, K]; people: how many were trained on, of whom the strongest
-    directions are kept, at most 80% of the units
+    update: float64 [H, K + 1]; rows: float64 [n, K]; people: how many were trained on
     """
-    rank = min(people, int(_FULL * len(update)))
-    directions = np.linalg.svd(update, full_matrices=False)[2][:rank]
+    directions = row_space(update, people)
     extended = np.concatenate([rows, np.ones((len(rows), 1))], axis=1)
     left = extended - extended @ directions.T @ directions
     share: np.ndarray = -np.linalg.norm(left, axis=1) / np.linalg.norm(extended, axis=1)
     return share
+
+
+def rows_read(update: np.ndarray, people: int, binary: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Rows [m, K], m <= people, that the row space holds and whose binary columns are 0 or 1; there may be none.
+
+    update: float64 [H, K + 1]; people: how many were trained on; binary: bool [K]
+
+    A row space of n directions has one row [x, 1] that is 0 at n - 1 chosen columns. Chosen at random among those
+    that are binary, they are often 0 in somebody's row and in nobody else's, and that row is it.
+    """
+    rng, directions = np.random.default_rng(seed), row_space(update, people)
+    places = np.flatnonzero(binary & (np.abs(directions[:, :-1]).max(0) > 1e-3))
+    if len(places) < len(directions):
+        return np.empty((0, len(binary)))
+    drawn = rng.permuted(np.tile(places, (_DRAWS, 1)), axis=1)[:, : len(directions) - 1]
+    mixtures = np.linalg.svd(directions.T[drawn])[2][:, -1] @ directions
+    mixtures = mixtures[np.abs(mixtures[:, -1]) > 1e-4]
+    rows = mixtures[:, :-1] / mixtures[:, -1:]
+    off = np.minimum(np.abs(rows), np.abs(rows - 1))[:, places]
+    share = (off < _BINARY).mean(1)
+    found: list[np.ndarray] = []
+    for row in rows[np.lexsort((off.mean(1), -share))][: (share > _MOST).sum()]:
+        if len(found) < people and all(np.abs(row - other).max() > _APART for other in found):
+            found.append(row)
+    return np.array(found).reshape(-1, len(binary))
 
 
 def attack(setting: Setting) -> Outcome:
@@ -83,13 +137,7 @@ def attack(setting: Setting) -> Outcome:
     state = statistics_of(everybody, setting.folder / "statistics")
     rows_of_all = rows_seen(everybody, candidates, state)
     configured = setting.config["model"]["phenotype"]
-    plain_loop = {
-        "optimiser": {"name": "sgd", "learning_rate": RATE},
-        "epochs": 1,
-        "batch_size": 0,
-        "device": "cpu",
-    }
-    plain = {"model": {**configured, "copy_mask": 0.0, "hide_targets": 0.0}, "loop": plain_loop}
+    plain = plain_descent(configured)
     own = {
         "model": configured,
         "loop": {**setting.config["study"]["phases"]["phenotype"]["loop"], "device": "cpu"},
@@ -103,9 +151,9 @@ def attack(setting: Setting) -> Outcome:
     def sought(words: str, size: int, parameters: Mapping[str, Any], terms: Mapping[str, Any] | None) -> None:
         groups = [candidates[k * size : (k + 1) * size] for k in range(SITES)]
         folder = setting.folder / str(len(rows))
-        scores = in_span(
-            sum_seen(stores, groups, state, parameters, folder, terms), rows_of_all, SITES * size
-        )
+        updates = updates_of(stores, groups, state, parameters, folder, terms)
+        total = opened(updates, 32, setting.config["aggregation"]["range"])
+        scores = in_span(total, rows_of_all, SITES * size)
         member = np.arange(len(candidates)) < SITES * size
         found = separation(scores, member, seed=seed)
         figures = {key: found[key] for key in ("auc", "tpr_0.001", "tpr_0.01")}
@@ -142,25 +190,9 @@ def attack(setting: Setting) -> Outcome:
         "notes": [
             "A secure sum hides whose update is whose. It is no protection of a person who is in it: that takes "
             "noise (privacy=record).",
-            "The sum is encoded and added as the protocol does; tests pass the same updates through the protocol.",
+            "The first layer's updates pass through the protocol itself, in 32 bits: encoded, masked, opened.",
         ],
     }
-
-
-def sum_seen(
-    stores: Sequence[Store],
-    groups: Sequence[np.ndarray],
-    state: Tensors,
-    parameters: Mapping[str, Any],
-    folder: Path,
-    privacy: Mapping[str, Any] | None = None,
-) -> np.ndarray:
-    """The first layer's update, float64 [H, K + 1], that a secure sum over one round of these sites opens."""
-    updates = []
-    for number, people in enumerate(groups):
-        told = phenotype_round(stores, [people], state, parameters, folder / str(number), privacy)
-        updates.append(first_layer(told.sent, told.came))
-    return opened(updates)
 
 
 def _sentence(row: Mapping[str, Cell]) -> str:
