@@ -8,7 +8,7 @@ STAMP := $(VENV)/installed
 export FLWR_TELEMETRY_ENABLED := 0
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help simulate simulate-real test test-fast bench check format clean
+.PHONY: help simulate simulate-real test test-slow bench check format clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -29,12 +29,11 @@ simulate: $(STAMP)  ## the main job: a federated study over simulated hospitals,
 simulate-real: $(STAMP)  ## the same study on real people (needs PM1_REAL_DATA)
 	@$(BIN)/pm1-sim run study=real
 
-test: $(STAMP)  ## the whole test suite
-	@echo "Some 12 minutes on two cores, 2,100 tests:"
-	@$(BIN)/python -m pytest -n 2 --dist worksteal
-
-test-fast: $(STAMP)  ## without the slow tests
+test: $(STAMP)  ## the test suite, some ten minutes on two cores
 	@$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+test-slow: $(STAMP)  ## tests of minutes: real deployments, Ray, kills; CI runs them too
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
 bench: $(STAMP)  ## ratios against named peers, an hour; writes bench/results.json and docs/benchmarks.md
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation \

@@ -24,6 +24,7 @@ from server.configure import build_study
 from server.coordinator import Coordinator
 from server.registry import Registry
 from server.study import Study
+from simulations import panel
 from simulations.assessment import assess
 from simulations.grid import run_in_process, run_on_ray
 from simulations.progress import Stages
@@ -45,11 +46,12 @@ def run(config: dict[str, Any], stages: Stages) -> Path:
     require_choice("key 'engine'", config["engine"], ENGINES, ConfigError)
     if config["site"]["threads"]:
         torch.set_num_threads(config["site"]["threads"])
-    build_study(config)  # what is wrong with it is said before anything is written
+    if not panel.wanted(config):
+        build_study(config)  # what is wrong with it is said before anything is written
     folder.mkdir(parents=True, exist_ok=True)  # a folder that cannot be written to is said before the work
     workspace = simulated(config, stages)
     _remember(config, folder)
-    config = with_base(config, workspace)
+    config = with_public(config, workspace)
     atomic.write_text(folder / "config.yaml", compose.to_yaml(config))
     study = build_study(config)
     tasks = allowed_tasks(config["site"]["tasks"])
@@ -75,7 +77,7 @@ def finished(config: dict[str, Any], stages: Stages) -> tuple[Path, Study, Works
         raise ConfigError(refusal(f"run {folder}", "it is not finished", "finish it with pm1-sim run first"))
     config = _settled({**config, "resume": folder.name}, folder)
     workspace = simulated(config, stages)
-    return folder, build_study(with_base(config, workspace)), workspace
+    return folder, build_study(with_public(config, workspace)), workspace
 
 
 def run_folder(config: Mapping[str, Any]) -> Path:
@@ -86,8 +88,9 @@ def run_folder(config: Mapping[str, Any]) -> Path:
     return Path(config["runs"]) / name
 
 
-def with_base(config: dict[str, Any], workspace: Workspace) -> dict[str, Any]:
-    """`config` whose fundus encoder starts from the workspace's base."""
+def with_public(config: dict[str, Any], workspace: Workspace) -> dict[str, Any]:
+    """`config` with what is public in the workspace: a base of the fundus encoder, a panel's statistics."""
+    config = panel.added(config, workspace)
     if workspace.base is None:
         return config
     fundus = pin_base({**config["model"]["fundus"], "base": str(workspace.base)})

@@ -35,7 +35,7 @@ from server.origins import start_from
 from server.registry import Registry
 from server.study import Study
 from simulations.progress import Stages
-from simulations.run import federate, with_base
+from simulations.run import federate, with_public
 from simulations.sweep_figures import figures_of
 from simulations.sweep_grid import Cell
 from simulations.sweep_result import read_result, result_file
@@ -61,7 +61,7 @@ def run_cell(cell: Cell, folder: Path, stages: Stages) -> dict[str, Any]:
     config = dict(cell.config)
     with _one_at_a_time(Path(config["cohorts"]) / ".locks" / _digest(_data(config))):
         workspace = simulated(config, stages)
-    config = with_base(config, workspace)
+    config = with_public(config, workspace)
     first, second = halves(build_study(config))
     with _one_at_a_time(folder / ".locks" / f"encoders-{_digest([first.hash, _data(config)])}"):
         encoders = folder / "encoders" / _digest([first.hash, _data(config)])

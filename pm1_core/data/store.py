@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -44,8 +44,8 @@ class Store:
         self._files: dict[str, int] = content["files"]
         self._maps: dict[str, np.ndarray] = {}
 
-    @staticmethod
-    def open(path: Path | str) -> Store:
+    @classmethod
+    def open(cls, path: Path | str) -> Self:
         """Open a store. Raises StoreError if it is absent, incomplete, damaged or of another version."""
         path = Path(path)
         remedy = "prepare the site again"
@@ -70,11 +70,11 @@ class Store:
         subjects = pd.read_csv(
             path / "subjects.tsv", sep="\t", dtype=_TEXT, keep_default_na=False, na_values=[]
         )
-        return Store(path, content, study, subjects)
+        return cls(path, content, study, subjects)
 
     def __reduce__(self) -> tuple[object, tuple[Path]]:
         """Another process opens the store again instead of receiving its arrays."""
-        return Store.open, (self.path,)
+        return type(self).open, (self.path,)
 
     def __len__(self) -> int:
         """Number of subjects."""

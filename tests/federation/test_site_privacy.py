@@ -18,13 +18,15 @@ from studies import tiny_study
 from test_secure_rounds import LAST, SECURE
 from unruly import UnrulyGrid
 
+from client.site_noise import NoisedWords
 from pm1_core.checkpoint import Checkpoint, CheckpointFolder
-from pm1_core.errors import ConfigError, FederationError
+from pm1_core.errors import ConfigError, FederationError, PrivacyError
 from pm1_core.objects import ObjectStore, Reader
 from pm1_core.privacy.accounting import tightest
 from pm1_core.privacy.distributed_noise import SiteNoise, nominal
 from pm1_core.privacy.ledger import Ledger
-from pm1_core.privacy.secure_plan import Plan
+from pm1_core.privacy.opened import Openings
+from pm1_core.privacy.secure_plan import Place, Plan
 from pm1_core.privacy.terms import SiteTerms, to_order
 from server.study import Study
 from simulations.workspace import members_of
@@ -321,3 +323,20 @@ def test_a_budget_is_divided_by_shares_and_kept() -> None:
     precision = {name: 1 / z**2 for name, z in noise.items() if z}
     # Two rounds of phenotypes at 0.30, one of photographs at 0.10.
     assert precision["phenotype"] * 2 / precision["fundus"] == pytest.approx(3.0, rel=1e-3)
+
+
+def test_a_rounds_words_are_opened_once_and_an_equal_update_of_another_round_is_another_release(
+    tmp_path: Path,
+) -> None:
+    """An update of zeros comes twice: in each round it has noise of its own, and each is paid for."""
+    sites, openings = frozenset("abc"), Openings({})
+    layout, changes = [Place("w", 4, "train")], {"w": np.zeros(4, np.float32)}
+    for request in ("first", "second"):
+        words = NoisedWords(tmp_path / request, SiteNoise.planned(32, 1.0, 1.0, 4, 3, 3, 1, 1.0))
+        words.drawn(layout, changes)
+        openings = words.opened(openings, "mark", "w", sites)
+        assert words.opened(openings, "mark", "w", sites) == openings
+    other = NoisedWords(tmp_path / "second", SiteNoise.planned(32, 1.0, 1.0, 4, 3, 3, 1, 2.0))
+    other.drawn(layout, changes)
+    with pytest.raises(PrivacyError, match="opened before"):
+        other.opened(openings, "mark", "w", sites)

@@ -18,7 +18,7 @@ import safetensors.numpy
 from pm1_core.data.store import Store
 from pm1_core.data.summary import StudySummary
 from pm1_core.errors import ConfigError, InputError
-from pm1_core.fields import Modality
+from pm1_core.fields import Modality, Split
 from pm1_core.privacy.mechanisms import Mechanism
 from pm1_core.training.guide import UNGUIDED, Guide
 from pm1_core.training.order import Order
@@ -45,14 +45,21 @@ def pin_reference(file: str | Path) -> dict[str, str]:
 
 
 def statistics_of_panel(store: Store, folder: Path) -> Tensors:
-    """The statistics of a store of public people, as `ReferenceTask` reads them: of its training people, exact.
+    """The statistics of a store of public people, as `ReferenceTask` reads them: of everybody in it, exact.
 
     folder: for what training remembers; nothing of it is needed afterwards
     """
     from pm1_core.training.local import train_locally  # it imports tasks, of which this is one
 
     orders = [Order("statistics", "statistics", number, 2, 0) for number in (1, 2)]
-    return train_locally(StatisticsTask({}, store.study), store, orders, {}, folder)
+    return train_locally(StatisticsTask({}, store.study), _Panel.open(store.path), orders, {}, folder)
+
+
+class _Panel(Store):
+    """A store of public people, all of whom count, whatever a study's split says of them."""
+
+    def people(self, split: Split | None, modality: Modality | None = None) -> np.ndarray:
+        return super().people(None, modality)
 
 
 class ReferenceTask(Task):
