@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.numpy
 from dp_accounting import get_sigma_gaussian
 
 from pm1_core.data.manifest import load_manifest
@@ -28,13 +29,15 @@ from pm1_core.privacy.terms import RecordTerms, to_order
 from pm1_core.training.local import train_locally
 from pm1_core.training.order import Order
 from pm1_core.training.tasks import build_task
+from pm1_core.training.tasks.reference import pin_reference
 from pm1_core.update import Tensors
 from simulations.attacks.figures import curve, separation
-from simulations.attacks.membership import Candidates
+from simulations.attacks.membership import Candidates, statistics_of
 from simulations.attacks.outcome import Cell, Outcome, Setting
 from simulations.pooled import PooledStore
 from simulations.real_cohort import EUROPEANS, RealData, write_real_cohort
 
+PUBLIC = "public statistics only"
 _ROUNDS = 2
 
 
@@ -99,7 +102,20 @@ def released_frequencies(store: Store, epsilon: float, delta: float, folder: Pat
     orders = [
         Order("statistics", "statistics", n, _ROUNDS, 0, privacy=privacy) for n in range(1, _ROUNDS + 1)
     ]
-    tensors: Tensors = train_locally(build_task(orders[0], store.study), store, orders, {}, folder)
+    return _frequencies_in(train_locally(build_task(orders[0], store.study), store, orders, {}, folder))
+
+
+def public_frequencies(store: Store, panel: Store, folder: Path) -> np.ndarray:
+    """What a study tells of allele frequencies that takes its statistics from a panel of others, float64 [S]."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "panel.safetensors"
+    file.write_bytes(safetensors.numpy.save(dict(statistics_of(panel, folder))))
+    order = Order("statistics", "reference", 1, 1, 0, {"kind": "statistics", **pin_reference(file)})
+    return _frequencies_in(train_locally(build_task(order, store.study), store, [order], {}, folder))
+
+
+def _frequencies_in(tensors: Tensors) -> np.ndarray:
+    """Of each SNP, or under privacy one of all SNPs of a chromosome, float64 [S]."""
     pieces = []
     for chromosome in CHROMOSOMES:
         name = f"statistics.genotype.{chromosome}.counts"
@@ -109,8 +125,8 @@ def released_frequencies(store: Store, epsilon: float, delta: float, folder: Pat
     return np.concatenate(pieces)
 
 
-def thirds(store: Store, seed: int) -> tuple[Pool, np.ndarray]:
-    """A random pool among the genotyped people of `store`, and who they are (int64)."""
+def thirds(store: Store, seed: int) -> tuple[Pool, list[np.ndarray]]:
+    """A random pool among the genotyped people of `store`, and who is in each third (int64), the pool first."""
     people = store.people(None, Modality.GENOTYPE)
     shuffled = np.random.default_rng(seed).permutation(people)
     parts = np.array_split(shuffled, 3)
@@ -118,7 +134,7 @@ def thirds(store: Store, seed: int) -> tuple[Pool, np.ndarray]:
         np.concatenate([store.dosages(c, part) for c in CHROMOSOMES if store.snps(c)], axis=1)
         for part in parts
     ]
-    return Pool(*dosages), parts[0]
+    return Pool(*dosages), parts
 
 
 def measured(
@@ -126,7 +142,7 @@ def measured(
 ) -> tuple[list[dict[str, Cell]], list[dict[str, Any]]]:
     """Rows and curves of one data set."""
     everybody = PooledStore(stores)
-    pool, chosen = thirds(everybody, seed)
+    pool, (chosen, panel, _) = thirds(everybody, seed)
     reference = frequencies_of(pool.reference)
     told: dict[str, np.ndarray] = {"exact frequencies": frequencies_of(pool.members)}
     for epsilon in epsilons:
@@ -136,10 +152,13 @@ def measured(
         told[f"statistics phase, epsilon {epsilon:g}"] = released_frequencies(
             store, epsilon, delta, folder / f"{epsilon:g}"
         )
+    # The attacker's reference is the other half of the panel, or all his ratios were one.
+    told[PUBLIC] = public_frequencies(store, Candidates(stores, panel[::2]), folder / "public")
+    against = {PUBLIC: frequencies_of(pool.reference[1::2])}
     rows: list[dict[str, Cell]] = []
     curves = []
     for what, frequencies in told.items():
-        scores = likelihood_ratio(pool.people, frequencies, reference)
+        scores = likelihood_ratio(pool.people, frequencies, against.get(what, reference))
         found = separation(scores, pool.member, seed=seed)
         figures = {key: found[key] for key in ("auc", "tpr_0.001", "tpr_0.01")}
         counts = {"members": int(pool.member.sum()), "snps": pool.members.shape[1]}
@@ -211,6 +230,6 @@ def attack(setting: Setting) -> Outcome:
             "The statistics phase tells three shares a chromosome, with noise; frequencies noised SNP by SNP stand "
             "beside it for what the same epsilon would make of them.",
             f"Epsilon is of this release alone, for one person added or removed, at delta {delta:g}. Public "
-            "statistics (privacy.statistics=public) tell nothing of anybody at a site.",
+            "statistics (privacy.statistics=public) are those of the reference panel: sites send zeros.",
         ],
     }

@@ -27,23 +27,24 @@ ATTACKS: Mapping[str, str] = {
     "inference": "simulations.attacks.inference:attack",
 }
 """Every attack: a function of a Setting that returns an Outcome."""
+ALL = "all"
 
 
 def run_attacks(config: dict[str, Any], names: Sequence[str], stages: Stages) -> Path:
-    """Run the attacks `names` (all, if none is named) and return the page, runs/NAME/attacks.html.
+    """Run the attacks `names` (every one for none, or for "all") and return the page, runs/NAME/attacks.html.
 
     What attacks.json holds of other attacks is kept, so that they can be run one after another. Raises ConfigError
     on a name that is unknown.
     """
     for name in names:
-        require_choice("attack", name, tuple(ATTACKS), ConfigError)
+        require_choice("attack", name, (ALL, *ATTACKS), ConfigError)
     if config["site"]["threads"]:
         torch.set_num_threads(config["site"]["threads"])
     folder = run_folder(config)
     path = folder / "attacks.json"
     folder.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = atomic.read_json(path) if path.exists() else {}
-    for name in names or ATTACKS:
+    for name in ATTACKS if not names or ALL in names else names:
         module, _, function = ATTACKS[name].partition(":")
         attack: Callable[[Setting], Outcome] = getattr(importlib.import_module(module), function)
         began = time.monotonic()

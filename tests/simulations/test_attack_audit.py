@@ -112,9 +112,9 @@ def test_a_step_that_keeps_the_terms_but_loses_its_noise_is_caught(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The order says what it should; the code adds a millionth of it."""
-    quiet = private.gaussian
+    loud = private.gaussian_each
     monkeypatch.setattr(
-        private, "gaussian", lambda sums, clip, noise, *rest: quiet(sums, clip, 1e-6 * noise, *rest)
+        private, "gaussian_each", lambda sums, clip, noise, *rest: loud(sums, clip, 1e-6 * noise, *rest)
     )
     terms = record_terms_for(4.0, DELTA, 1.0, 4)
     plans, included = rehearsed(CANARIES, terms, DELTA, 99), coins(CANARIES, 2)

@@ -11,17 +11,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pm1_core.data.store import Store
-from pm1_core.fields import MISSING_DOSAGE
+from pm1_core.fields import CHROMOSOMES, MISSING_DOSAGE, Modality
 from simulations.attacks.figures import separation
 from simulations.attacks.frequencies import (
+    PUBLIC,
     frequencies_of,
     likelihood_ratio,
     measured,
     noised_frequencies,
+    public_frequencies,
     real_europeans,
     released_frequencies,
 )
 from simulations.attacks.inference import accuracies, commonest
+from simulations.attacks.membership import Candidates
 
 
 def people(count: int, snps: int, seed: int) -> np.ndarray:
@@ -66,6 +69,18 @@ def test_the_statistics_phase_tells_one_frequency_a_chromosome(
     assert len(np.unique(found.reshape(22, 12), axis=1).T) == 1
 
 
+def test_public_statistics_are_the_panels_and_nothing_of_the_pool(
+    hospitals: dict[str, Path], tmp_path: Path
+) -> None:
+    pool, other = (Candidates([Store.open(hospitals["north"])], np.arange(k, k + 10)) for k in (0, 10))
+    panel = Candidates([Store.open(hospitals["south"])], np.arange(20))
+    told = [public_frequencies(people, panel, tmp_path / str(k)) for k, people in enumerate((pool, other))]
+    np.testing.assert_array_equal(*told)
+    everybody = panel.people(None, Modality.GENOTYPE)
+    dosages = np.concatenate([panel.dosages(chromosome, everybody) for chromosome in CHROMOSOMES], axis=1)
+    np.testing.assert_allclose(told[0], frequencies_of(dosages), atol=1e-6)
+
+
 @pytest.mark.skipif("PM1_REAL_DATA" not in os.environ, reason="needs PM1_REAL_DATA")
 def test_real_europeans_are_named_by_exact_frequencies_and_not_by_released_ones(tmp_path: Path) -> None:
     store = real_europeans(tmp_path)
@@ -75,6 +90,7 @@ def test_real_europeans_are_named_by_exact_frequencies_and_not_by_released_ones(
     assert areas["exact frequencies"] > 0.95
     assert areas["frequencies noised, epsilon 1"] < 0.7
     assert areas["statistics phase, epsilon 1"] < 0.7
+    assert 0.4 < areas[PUBLIC] < 0.6
 
 
 def test_a_guess_from_frequencies_is_at_chance_and_the_truth_at_one() -> None:

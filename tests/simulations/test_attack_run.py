@@ -1,4 +1,5 @@
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -6,6 +7,7 @@ import pytest
 
 from pm1_core.errors import StateError
 from simulations import cli
+from simulations.attacks import run
 from simulations.attacks.page import write_page
 from simulations.attacks.run import ATTACKS
 
@@ -32,9 +34,11 @@ def test_an_attack_is_run_by_name_and_printed_as_json(
 def test_the_page_says_who_attacks_and_keeps_what_earlier_attacks_found(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert attacked(tmp_path, "audit") == 0
+    assert attacked(tmp_path, "audit", "attack.audit_runs=3") == 0
     path = tmp_path / "few" / "attacks.json"
     found: dict[str, Any] = json.loads(path.read_text())
+    assert all(row["least"] <= row["bound"] <= row["most"] for row in found["audit"]["rows"])
+    assert "Medians of 3 runs" in found["audit"]["sets"]
     found["membership"] = {
         **found["audit"],
         "title": "Membership <inference>",
@@ -59,3 +63,29 @@ def test_unknown_attacks_and_runs_without_any_are_refused(
     assert all(name in said for name in ("burglary", *ATTACKS))
     with pytest.raises(StateError, match="run pm1-sim attack first"):
         write_page(tmp_path)
+
+
+@pytest.mark.parametrize("names", [(), ("all",), ("audit", "all")])
+def test_all_attacks_are_run_when_all_or_none_is_named(
+    names: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = []
+    monkeypatch.setattr(run, "ATTACKS", {name: f"{__name__}:{name}" for name in ATTACKS})
+    outcome = {
+        "title": "x",
+        "attacker": "x",
+        "sets": "x",
+        "columns": [],
+        "rows": [],
+        "findings": [],
+        "notes": [],
+    }
+    for name in ATTACKS:
+        monkeypatch.setattr(
+            sys.modules[__name__],
+            name,
+            lambda setting: ran.append(setting.folder.name) or outcome,
+            raising=False,
+        )
+    assert attacked(tmp_path, *names) == 0
+    assert ran == list(ATTACKS)
