@@ -23,24 +23,22 @@ backup for instance: for that, write down the hash that `pm1-site privacy verify
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pm1_core import atomic
-from pm1_core.errors import ConfigError, PrivacyError, StateError
-from pm1_core.privacy import accounts, chain
+from pm1_core import chain
+from pm1_core.errors import ConfigError, PrivacyError
+from pm1_core.privacy import accounts
 from pm1_core.privacy.accounting import Epsilon, tightest, within
 from pm1_core.privacy.accounts import Budget, Spent, State, checked_budget, release_facts, seen_by
 from pm1_core.privacy.mechanisms import RECORD, Mechanism
 from pm1_core.validate import refusal
 
 _OPEN = "make one: pm1-site privacy open FOLDER --epsilon 8 --delta 1e-5"
-_RETRY = 0.02
 
 
 @dataclass(frozen=True)
@@ -222,10 +220,7 @@ class Ledger:
             fresh = Ledger(self.path)
             fresh._opened()
             fresh._chain.require_close()
-            if digest and digest not in fresh._chain.digests:
-                found = f"no line has the hash {digest}"
-                remedy = "the ledger was put back to an earlier state, or belongs to another site"
-                raise StateError(refusal(self.path, found, remedy))
+            fresh._chain.require_known(digest)
             return fresh._chain.head
 
     def _require_affordable(self, given: tuple[Mechanism, ...], what: str) -> None:
@@ -275,17 +270,6 @@ class Ledger:
         self._state.take(line, number)
         return number
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _locked(self) -> AbstractContextManager[None]:
         """Hold the ledger against other processes."""
-        end = time.monotonic() + self.wait
-        with ExitStack() as held:
-            while True:
-                try:
-                    held.enter_context(atomic.locked(self.path.with_suffix(".lock"), "wait until it is done"))
-                    break
-                except StateError:
-                    if time.monotonic() > end:
-                        raise
-                time.sleep(_RETRY)
-            yield
+        return chain.held(self.path, self.wait)

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from pm1_core.errors import StateError
 from pm1_core.validate import refusal
 
 _START = "0" * 64
+_RETRY = 0.02
 _REMEDY = "restore the file from a backup, and find out who wrote to it"
 
 
@@ -32,9 +35,7 @@ class Head:
 
 
 class Chain:
-    """The lines of `path`, whose head lies beside it as NAME.head. Whoever appends holds a lock of the
-    caller's.
-    """
+    """The lines of `path`, whose head lies beside it as NAME.head. Whoever appends has it `held`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -98,6 +99,12 @@ class Chain:
             found = f"knows of {head.lines} lines, there are {len(self.digests)}"
             raise StateError(refusal(self.head_file, found, _REMEDY))
 
+    def require_known(self, digest: str) -> None:
+        """Raise StateError unless a line that was read has this hash; "" asks for nothing."""
+        if digest and digest not in self.digests:
+            remedy = "it was put back to an earlier state, or belongs to another site"
+            raise StateError(refusal(self.path, f"no line has the hash {digest}", remedy))
+
     def _added(self) -> bytes:
         try:
             with self.path.open("rb") as stream:
@@ -140,6 +147,22 @@ class Chain:
 
     def _write_head(self) -> None:
         atomic.write_json(self.head_file, asdict(self.head))
+
+
+@contextmanager
+def held(path: Path, wait: float = 60.0) -> Iterator[None]:
+    """Hold the chain at `path` while the block runs. Raises StateError if another holds it for `wait` seconds."""
+    end = time.monotonic() + wait
+    with ExitStack() as lock:
+        while True:
+            try:
+                lock.enter_context(atomic.locked(path.with_suffix(".lock"), "wait until it is done"))
+                break
+            except StateError:
+                if time.monotonic() > end:
+                    raise
+            time.sleep(_RETRY)
+        yield
 
 
 def _parsed(raw: bytes) -> dict[str, Any] | None:
