@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 from drills.link import Link
@@ -17,7 +18,7 @@ def echo() -> Iterator[tuple[str, int]]:
     server = socket.create_server(("127.0.0.1", 0))
 
     def answer(one: socket.socket) -> None:
-        with one:
+        with one, suppress(OSError):
             while data := one.recv(1 << 16):
                 one.sendall(data)
 
