@@ -118,11 +118,17 @@ def phenotype_rows(setting: Setting, stores: Sequence[Store]) -> list[dict[str, 
                 "what": "phenotype rows",
                 "seen": seen.words,
                 "read": proportion(int(whole.sum()), whole.size),
-                "fields": average([float(share.mean()) for share in hits]),
-                "absent": average([float(share.mean()) for share in absent]),
+                "fields": _mean_share(hits),
+                "absent": _mean_share(absent),
             }
         )
     return found
+
+
+def _mean_share(repetitions: Sequence[np.ndarray]) -> dict[str, float]:
+    """Of shares by repetition, float64 [n] each."""
+    found = average([float(shares.mean()) for shares in repetitions])
+    return {name: min(max(value, 0.0), 1.0) for name, value in found.items()}
 
 
 def attack(setting: Setting) -> Outcome:
