@@ -15,7 +15,7 @@ come from the SuperNode's `--node-config 'store="/data/store" folder="/state" tr
 with `tasks="tabular,other"` for tasks of installed packages, `ledger="/safe/ledger.jsonl"` for another place than
 the folder, and `unprotected=true` to answer studies without differential privacy although there is a ledger. Secure
 aggregation takes `identity="/etc/pm1/site.pem" peers="/etc/pm1/peers"`; such a site answers no study in the clear,
-unless `unsecured=true` allows it.
+unless `unsecured=true` allows it. With `door="127.0.0.1:9444"` every answer gets a ticket there before it leaves.
 Simulations build an app for their sites with `make_app`.
 """
 
@@ -23,18 +23,16 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from client.counter import Counter
 from client.site import LackingError, Site, SitePaths
 from pm1_core.errors import ConfigError, PM1Error
 from pm1_core.validate import refusal
-
-if TYPE_CHECKING:
-    from client.work import Work
 
 # Flower reserves error codes below 200 for itself.
 REFUSED = 210
@@ -61,6 +59,7 @@ def from_node_config(context: Context) -> SitePaths:
         identity=str(config.get("identity", "")),
         peers=str(config.get("peers", "")),
         unsecured=_switch(config.get("unsecured", False)),
+        door=str(config.get("door", "")),
     )
 
 
@@ -75,90 +74,122 @@ def _threads(value: object) -> int:
     return int(str(value))
 
 
+Action = Callable[[SitePaths, RecordDict, Counter], RecordDict]
+
+
 def make_app(locate: Callable[[Context], SitePaths]) -> ClientApp:
     """A ClientApp whose sites are found by `locate`."""
     app = ClientApp()
 
-    def answer(
-        message: Message, context: Context, action: Callable[[SitePaths, RecordDict], RecordDict]
-    ) -> Message:
+    def answer(message: Message, context: Context, action: Action) -> Message:
         try:
-            return Message(action(locate(context), message.content), reply_to=message)
-        except LackingError as error:
-            return Message(Error(LACKING, str(error)), reply_to=message)
+            paths = locate(context)
         except PM1Error as error:
             return Message(Error(REFUSED, str(error)), reply_to=message)
-        except Exception as error:  # a site that fails must say so, not disappear
-            log = Path(locate(context).folder) / "failures.log"
-            what = type(error).__name__
-            if isinstance(error, OSError) and error.strerror:
-                what = error.strerror  # "No space left on device"; which file it was stays here
-            reason = f"{what} (details stay at the site)"
-            try:
-                log.parent.mkdir(parents=True, exist_ok=True)
-                with log.open("a") as stream:
-                    stream.write(traceback.format_exc() + "\n")
-            except OSError as unwritten:  # a full disk is often the very reason
-                reason += f"; its log cannot be written ({unwritten.strerror})"
-            return Message(Error(FAILED, reason), reply_to=message)
+        counter = Counter(paths.door, message.metadata.run_id, message.metadata.message_id)
+        reply = _answered(paths, message, counter, action)
+        try:
+            counter.ticket(reply)
+        except PM1Error as error:
+            reply = Message(Error(REFUSED, str(error)), reply_to=message)
+            with suppress(PM1Error):  # without a ticket the door stops it
+                counter.ticket(reply)
+        return reply
 
     @app.query("objects")
     def objects(message: Message, context: Context) -> Message:
-        return answer(message, context, lambda paths, content: Site(paths, content).receive())
+        return answer(message, context, _receive)
 
     @app.query("release")
     def release(message: Message, context: Context) -> Message:
-        return answer(message, context, lambda paths, content: Site(paths, content).release())
+        return answer(message, context, _release)
 
     # The stages of a secure sum.
 
     @app.query("advertise")
     def advertise(message: Message, context: Context) -> Message:
-        return answer(message, context, lambda paths, content: _stage(paths, content, "advertise"))
+        return answer(message, context, _stage("advertise"))
 
     @app.query("share")
     def share(message: Message, context: Context) -> Message:
-        return answer(message, context, lambda paths, content: _stage(paths, content, "share"))
+        return answer(message, context, _stage("share"))
 
     @app.query("input")
     def masked(message: Message, context: Context) -> Message:
-        return answer(message, context, lambda paths, content: _stage(paths, content, "input"))
+        return answer(message, context, _stage("input"))
 
     @app.query("agree")
     def agree(message: Message, context: Context) -> Message:
-        return answer(message, context, lambda paths, content: _stage(paths, content, "agree"))
+        return answer(message, context, _stage("agree"))
 
     @app.query("reveal")
     def reveal(message: Message, context: Context) -> Message:
-        return answer(message, context, lambda paths, content: _stage(paths, content, "reveal"))
+        return answer(message, context, _stage("reveal"))
 
     @app.query("ready")
     def ready(message: Message, context: Context) -> Message:
-        return answer(message, context, lambda paths, content: _work(paths, content).ready())
+        return answer(message, context, _work("ready"))
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        return answer(message, context, lambda paths, content: _work(paths, content).train())
+        return answer(message, context, _work("train"))
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
-        return answer(message, context, lambda paths, content: _work(paths, content).evaluate())
+        return answer(message, context, _work("evaluate"))
 
     return app
 
 
-def _stage(paths: SitePaths, content: RecordDict, stage: str) -> RecordDict:
-    # Imported here: its libraries take a second, and moving objects does not need them.
-    from client.secure import SecureSite
+def _answered(paths: SitePaths, message: Message, counter: Counter, action: Action) -> Message:
+    try:
+        return Message(action(paths, message.content, counter), reply_to=message)
+    except LackingError as error:
+        return Message(Error(LACKING, str(error)), reply_to=message)
+    except PM1Error as error:
+        return Message(Error(REFUSED, str(error)), reply_to=message)
+    except Exception as error:  # a site that fails must say so, not disappear
+        log = Path(paths.folder) / "failures.log"
+        what = type(error).__name__
+        if isinstance(error, OSError) and error.strerror:
+            what = error.strerror  # "No space left on device"; which file it was stays here
+        reason = f"{what} (details stay at the site)"
+        try:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            with log.open("a") as stream:
+                stream.write(traceback.format_exc() + "\n")
+        except OSError as unwritten:  # a full disk is often the very reason
+            reason += f"; its log cannot be written ({unwritten.strerror})"
+        return Message(Error(FAILED, reason), reply_to=message)
 
-    return SecureSite(paths, content).stage(stage)
+
+def _receive(paths: SitePaths, content: RecordDict, counter: Counter) -> RecordDict:
+    return Site(paths, content, counter=counter).receive()
 
 
-def _work(paths: SitePaths, content: RecordDict) -> Work:
-    # Imported here: torch takes seconds, and Flower starts a process for each message.
-    from client.work import Work
+def _release(paths: SitePaths, content: RecordDict, counter: Counter) -> RecordDict:
+    return Site(paths, content, counter=counter).release()
 
-    return Work(paths, content, passing=True)
+
+def _stage(stage: str) -> Action:
+    def action(paths: SitePaths, content: RecordDict, counter: Counter) -> RecordDict:
+        # Imported here: its libraries take a second, and moving objects does not need them.
+        from client.secure import SecureSite
+
+        return SecureSite(paths, content, counter=counter).stage(stage)
+
+    return action
+
+
+def _work(kind: str) -> Action:
+    def action(paths: SitePaths, content: RecordDict, counter: Counter) -> RecordDict:
+        # Imported here: torch takes seconds, and Flower starts a process for each message.
+        from client.work import Work
+
+        work = Work(paths, content, passing=True, counter=counter)
+        return {"ready": work.ready, "train": work.train, "evaluate": work.evaluate}[kind]()
+
+    return action
 
 
 app = make_app(from_node_config)

@@ -8,18 +8,14 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import Progress
-
-from client import privacy_commands
-from configs import compose
+from client import door_commands, privacy_commands
 from pm1_core.command import grammar, guarded
-from pm1_core.data.manifest import load_manifest
-from pm1_core.data.preparation import check, prepare
-from pm1_core.data.preparation_report import PreparationReport
 from pm1_core.signing import PASSPHRASE, Signer, public_file
+
+if TYPE_CHECKING:
+    from pm1_core.data.preparation_report import PreparationReport
 
 _EPILOG = """\
 Examples
@@ -49,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
         )
         sub.add_argument("--json", action="store_true", help="print the outcome as JSON on standard output")
     privacy_commands.add_parser(commands)
+    door_commands.add_parser(commands)
     key = commands.add_parser("key", help="make the site's identity key, which secure aggregation needs")
     key.add_argument(
         "file", type=Path, help="the private key; the public one is written beside it as FILE.pub"
@@ -66,9 +63,24 @@ def _run(options: argparse.Namespace) -> None:
     if options.command == "privacy":
         privacy_commands.run(options)
         return
+    if options.command in door_commands.COMMANDS:
+        door_commands.run(options)
+        return
     if options.command == "key":
         _key(options.file)
         return
+    _data(options)
+
+
+def _data(options: argparse.Namespace) -> None:
+    # Imported here: they take seconds, and what runs all the time, or is asked every minute, needs none of them.
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from configs import compose
+    from pm1_core.data.manifest import load_manifest
+    from pm1_core.data.preparation import check, prepare
+
     given = [item if "=" in item else f"manifest={Path(item).resolve()}" for item in options.arguments]
     config = compose.load("client", given)
     if options.command == "config":

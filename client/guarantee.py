@@ -8,6 +8,7 @@ terms only.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from client import counts
 from client.outbox import Release
 from pm1_core.data.store import Store
 from pm1_core.errors import PrivacyError
+from pm1_core.privacy.accounting import tightest
 from pm1_core.privacy.accounts import release_hash
 from pm1_core.privacy.distributed_noise import nominal
 from pm1_core.privacy.ledger import Ledger
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
     from pm1_core.training.order import Order
     from pm1_core.training.tasks import Task
 
+Charged = tuple[str, str, int, str, str]
+"""Study, phase, round, request and hash of what is charged."""
+
 _PERSON = "one person at this site is added or removed"
 
 
@@ -37,11 +42,13 @@ class Guarantee:
 
     ledger: of the site, of all its studies; study: its name there
     unprotected: answer orders without terms although there is a ledger
+    charged: is told (unit, epsilon, delta) of what a new charge would have cost alone
     """
 
     ledger: Ledger
     study: str
     unprotected: bool = False
+    charged: Callable[[str, float, float], None] | None = None
 
     def require(self, task: Task, order: Order, kind: str = "train") -> None:
         """Raise PrivacyError unless an answer to `order` could be given now. Nothing is computed or charged.
@@ -92,7 +99,7 @@ class Guarantee:
         where = self.study, release.phase, release.round, release.request, digest
         if release.mechanisms:
             given = [Mechanism.from_json(item) for item in release.mechanisms]
-            self.ledger.charge(*where, given, release.statement)
+            self._charge(where, given, release.statement)
         elif not release.protected and self.ledger.exists:
             self.ledger.note(*where, release.statement)
 
@@ -118,8 +125,18 @@ class Guarantee:
         given = [Mechanism(GAUSSIAN, held.noise_multiplier)]
         digest = release_hash([str(held.people.tolist())], {})
         request = release_hash([self.study], {})
-        self.ledger.charge(self.study, "counts", 0, request, digest, given, f"numbers of people; {_PERSON}")
+        where = self.study, "counts", 0, request, digest
+        self._charge(where, given, f"numbers of people; {_PERSON}")
         return counts.from_cells(task, held.people)
+
+    def _charge(self, where: Charged, given: list[Mechanism], words: str) -> None:
+        if not self.ledger.charge(*where, given, words).new or not self.charged:
+            return
+        budget = self.ledger.budget()
+        for unit in sorted({item.unit for item in given}):
+            delta = budget[unit][1]
+            alone = tightest([item for item in given if item.unit == unit], delta)
+            self.charged(unit, alone.value, delta)
 
 
 def statement(order: Order, kind: str) -> str:

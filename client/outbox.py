@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from flwr.app import RecordDict
 
+from client.counter import Counter
 from pm1_core import atomic
 from pm1_core.errors import FederationError
 from pm1_core.objects import ObjectStore
@@ -52,11 +53,20 @@ class Outbox:
 
     log: outbox.jsonl, of all studies; folder: where this study's releases are kept
     pay: charges a release that is on disk to the site's ledger, or raises PrivacyError; before that nothing leaves
+    counter: tells the site's door what is written down
     """
 
-    def __init__(self, site: str, log: Path, folder: Path, pay: Callable[[Release], None]) -> None:
+    def __init__(
+        self,
+        site: str,
+        log: Path,
+        folder: Path,
+        pay: Callable[[Release], None],
+        counter: Counter | None = None,
+    ) -> None:
         self.site = site
         self.pay = pay
+        self.counter = counter or Counter()
         self.log = log
         self.folder = folder
         self.objects = ObjectStore(folder / "objects")
@@ -122,18 +132,21 @@ class Outbox:
         sizes: list[int],
         facts: Mapping[str, object],
     ) -> None:
+        phase, number = (release.phase, release.round) if release else ("", 0)
+        figures = sorted(release.figures) if release else []
         line = {
             "what": kind,
-            "phase": release.phase if release else "",
-            "round": release.round if release else 0,
+            "phase": phase,
+            "round": number,
             "request": release.request if release else "",
             "bytes": sum(sizes),
             "sha256": objects,
             "facts": dict(facts),
             "weight": release.figures.get("weight") if release else None,
-            "figures": sorted(release.figures) if release else [],
+            "figures": figures,
         }
         atomic.append_lines(self.log, [json.dumps(line, sort_keys=True)])
+        self.counter.note(kind, phase, number, sum(sizes), objects, len(figures))
 
     def _forget(self, newest: Release) -> None:
         """Remove releases of this kind that nobody can ask for any more: all but the two newest rounds."""

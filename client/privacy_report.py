@@ -80,13 +80,13 @@ def _shown(ledger: Ledger, options: argparse.Namespace) -> tuple[dict[str, Any],
     for study, count in unprotected.items():
         lines.append(f"\nstudy {study}: {count} releases without differential privacy; no figure covers them")
     if getattr(options, "study", None):
-        found, text = _study(options.study, ledger)
+        found, text = study_cost(options.study, ledger)
         outcome["study"] = found
         lines.append(f"\n{text}")
     return outcome, "\n".join(lines)
 
 
-def _study(file: Path, ledger: Ledger) -> tuple[dict[str, Any], str]:
+def study_cost(file: Path, ledger: Ledger) -> tuple[dict[str, Any], str]:
     """The division of a study's budget over its phases, and whether the ledger affords it."""
     name, divided = division(file)
     together = [item for part in divided for item in part.items]

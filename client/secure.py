@@ -93,7 +93,7 @@ class SecureSite(Site):
     @cached_property
     def vault(self) -> Outbox:
         """Keeps answers that are added up; what is in it is never packed."""
-        return Outbox(self.store.site, self.outbox.log, self.folder / "sealed", self._pay)
+        return Outbox(self.store.site, self.outbox.log, self.folder / "sealed", self._pay, self.counter)
 
     @property
     def sums(self) -> Path:

@@ -48,6 +48,7 @@ class SiteAttempt:
         self, site: SecureSite, release: Release, said: Sealed, plan: Plan, order: str, folder: Path
     ) -> None:
         self.site = site
+        self.order = order
         self.name = site.store.site
         self.release = release
         self.said = said
@@ -117,6 +118,7 @@ class SiteAttempt:
         if terms != expected:
             found = "the terms are not those of the plan and the order"
             raise PrivacyError(refusal(f"secure sum, {what}", found, "run the same version at both ends"))
+        self.site.counter.permit(self.order, sites=len(terms.sites) - 1)
         if self._file(what).exists():
             member = Member.from_bytes(self._file(what).read_bytes(), self.signer)
             if member.terms != terms:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from flwr.app import RecordDict
 
+from client.counter import Counter
 from client.outbox import Outbox, Release
 from pm1_core import atomic
 from pm1_core.checkpoint import Checkpoint, State
@@ -52,6 +53,7 @@ class SitePaths:
     identity: file of the site's own private key, for secure aggregation; "" without one
     peers: folder with the public key of every site as NAME.pub, this one's among them
     unsecured: answer studies in the clear although the site has peers
+    door: HOST:PORT where the site's door takes tickets, see client.door; "" without one
     """
 
     store: str
@@ -65,6 +67,7 @@ class SitePaths:
     identity: str = ""
     peers: str = ""
     unsecured: bool = False
+    door: str = ""
 
 
 class LackingError(PM1Error):
@@ -76,18 +79,23 @@ class Site:
 
     passing: the round's own tensors are needed for this request only, if they came with it; the coordinator
         knows that they are not kept
+    counter: where the site's door is asked about the answer
     """
 
-    def __init__(self, paths: SitePaths, content: RecordDict, passing: bool = False) -> None:
+    def __init__(
+        self, paths: SitePaths, content: RecordDict, passing: bool = False, counter: Counter | None = None
+    ) -> None:
         self.paths = paths
+        self.counter = counter or Counter()
         self.store = _open(paths.store)
         self.facts = records.facts_of(content, "order")
         self._manifest = records.text_of(self.facts, "checkpoint")
         self.checkpoint = _trusted(self._manifest, paths.trust)
+        self.counter.about(self.checkpoint.study, self.checkpoint.config)
         self.folder = Path(paths.folder) / "studies" / self.checkpoint.config[:16]
         self.objects = ObjectStore(self.folder / "parts")
         log = Path(paths.folder) / "outbox.jsonl"
-        self.outbox = Outbox(self.store.site, log, self.folder / "releases", self._pay)
+        self.outbox = Outbox(self.store.site, log, self.folder / "releases", self._pay, self.counter)
         self._came_along = self._receive(content, passing)
 
     @cached_property
@@ -98,7 +106,7 @@ class Site:
         from pm1_core.privacy.ledger import Ledger
 
         study = f"{self.checkpoint.study}-{self.checkpoint.config[:8]}"
-        return Guarantee(Ledger(self._ledger), study, self.paths.unprotected)
+        return Guarantee(Ledger(self._ledger), study, self.paths.unprotected, self.counter.charged)
 
     def receive(self) -> RecordDict:
         """Objects were kept: say which of the checkpoint's are still not here."""

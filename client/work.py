@@ -49,7 +49,7 @@ class Work(SecureSite):
         for text in records.list_of(self.facts, "orders"):
             order = Order.from_json(text)
             try:
-                phases[order.phase] = self._counts(self._task(order), order)
+                phases[order.phase] = self._counts(self._task(order), order, text)
             except PM1Error as error:
                 phases[order.phase] = {"refused": str(error)}
         facts: dict[str, records.Fact] = {
@@ -79,6 +79,7 @@ class Work(SecureSite):
             update = methods.train(task, self.store, order, self.state(), received, self.memory())
         if order.privacy:
             update = self._as_agreed(task, order, update, received)
+        self.counter.permit(records.text_of(self.facts, "order"), tensors=sorted(update.tensors))
         figures = {**update.metrics, **received_figures}
         if meter.joules is not None and self.paths.alone and not order.privacy:
             figures[sealing.ENERGY] = meter.joules
@@ -173,6 +174,7 @@ class Work(SecureSite):
         digest = records.request_digest(kind, text, self.checkpoint.hash)
         require_aggregation(self, order)
         self.guarantee.require(task, order, kind)
+        self._permit(task, order, text, kind)
         return Request(kind, digest, order.at(self.store.site)), task
 
     def _figures(
@@ -220,8 +222,18 @@ class Work(SecureSite):
     def _task(self, order: Order) -> Task:
         return build_task(order, self.store.study, allowed_tasks(self.paths.tasks))
 
-    def _counts(self, task: Task, order: Order) -> dict[str, int | str]:
+    def _counts(self, task: Task, order: Order, text: str) -> dict[str, int | str]:
         """How many people there are for a phase, if an answer to its orders could be given."""
         require_aggregation(self, order)
         self.guarantee.require(task, order)
+        self._permit(task, order, text, "train")
         return {**self.guarantee.counts(task, order, self.store, self.folder)}
+
+    def _permit(self, task: Task, order: Order, text: str, kind: str) -> None:
+        """Raise PrivacyError unless the site's door lets work begin on an order, whose JSON is `text`."""
+        splits = [Split.TRAIN] if kind == "train" else [Split.VALIDATION, Split.TEST]
+        people = None
+        if not order.privacy:  # noise hides how many there are
+            counted = [task.examples(self.store, split) for split in splits]
+            people = min((count for count in counted if count), default=0)
+        self.counter.permit(text, people, sites=None if order.secure else 0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -13,6 +12,7 @@ from pm1_core.encoding import ENCODINGS
 from pm1_core.errors import ConfigError
 from pm1_core.fields import CHROMOSOMES
 from pm1_core.gates import Gates
+from pm1_core.proposal import study_hash
 from pm1_core.training.order import Order
 from pm1_core.training.tasks import require_known
 from pm1_core.validate import refusal, require_choice, require_range
@@ -92,13 +92,8 @@ class Study:
 
     @property
     def hash(self) -> str:
-        """SHA-256 of the resolved study.
-
-        Where a file lies is no part of it, its content hash is; and how long one waits is none, so that a
-        study that ran out of time can go on with more of it.
-        """
-        content = {k: v for k, v in asdict(self).items() if k not in ("timeout", "gather", "grace")}
-        return hashlib.sha256(json.dumps(_without_paths(content), sort_keys=True).encode()).hexdigest()
+        """SHA-256 of the resolved study, see `pm1_core.proposal.study_hash`."""
+        return study_hash(asdict(self))
 
     def order(self, phase: Phase, round_number: int) -> Order:
         """The order for one round of `phase`."""
@@ -133,13 +128,6 @@ class Study:
         phases = tuple(Phase(**phase) for phase in content.pop("phases"))
         gates = Gates(**content.pop("gates", {}))
         return Study(**content, phases=phases, gates=gates)
-
-
-def _without_paths(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        pinned = "base_sha256" in value
-        return {key: _without_paths(item) for key, item in value.items() if not (pinned and key == "base")}
-    return [_without_paths(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def expand(phases: Mapping[str, Mapping[str, Any]]) -> tuple[Phase, ...]:
