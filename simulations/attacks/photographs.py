@@ -130,10 +130,10 @@ def photograph_rows(setting: Setting, store: Store) -> tuple[list[dict[str, Cell
         privacy = {**setting.config["privacy"], "sample_rate": 1.0}
         terms = {} if epsilon is None else record_privacy(order, 1, epsilon, privacy)
         given = Order("fundus", "fundus", 1, 1, 7, parameters, privacy=terms)
-        folder = setting.folder / "photographs"
-        folder.mkdir(parents=True, exist_ok=True)
         updates = []
         for person in who:
+            folder = setting.folder / "photographs" / str(person)  # a site keeps its photographs there
+            folder.mkdir(parents=True, exist_ok=True)
             came = task.train(
                 Candidates([store], people[person : person + 1]), given, {}, start, folder
             ).tensors
