@@ -278,7 +278,7 @@ def _start(options: argparse.Namespace) -> None:
     print(
         f"{options.run} starts from checkpoint {origin.sequence} of {origin.study}, signed by {origin.signer}"
     )
-    print(f"the study has to say so: pm1-server study ... start_from={origin.hash}")
+    print(f"the study has to say so: pm1-server study resolve ... start_from={origin.hash}")
 
 
 def _stage(checkpoint: Checkpoint, release: Release | None) -> str:

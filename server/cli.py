@@ -12,11 +12,11 @@ from pathlib import Path
 from pm1_core import atomic
 from pm1_core.command import grammar, guarded
 from pm1_core.signing import PASSPHRASE, Signer, public_file
-from server import checkpoint_commands
+from server import checkpoint_commands, study_commands
 
 _EPILOG = """\
 Examples
-  pm1-server study study=ukb_eyepacs model=paper --out study.json
+  pm1-server study resolve study=ukb_eyepacs model=paper --out study.json
   pm1-server key runs/first/keys/coordinator.pem
   pm1-server checkpoints verify runs/ukb_eyepacs-small
   pm1-server reference /data/panel-store --out panel.safetensors
@@ -28,10 +28,7 @@ A resolved study runs on real sites through Flower:
 def parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
     root, commands = grammar("pm1-server", "Coordinate a federated study of PM1.", _EPILOG)
-    study = commands.add_parser("study", help="resolve a study and show its phases")
-    study.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
-    study.add_argument("--out", type=Path, help="write the resolved study to this file")
-    study.add_argument("--json", action="store_true", help="print the resolved study as JSON")
+    study_commands.add_parser(commands)
     config = commands.add_parser("config", help="print the composed configuration")
     config.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     checkpoint_commands.add_parser(commands)
@@ -54,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     options = parser().parse_args(arguments)
     actions = {
-        "study": _study,
+        "study": study_commands.run,
         "config": _config,
         "checkpoints": _checkpoints,
         "key": _key,
@@ -68,24 +65,6 @@ def _config(options: argparse.Namespace) -> None:
     from configs import compose
 
     print(compose.to_yaml(compose.load("server", options.overrides)), end="")
-
-
-def _study(options: argparse.Namespace) -> None:
-    from configs import compose
-    from server.configure import build_study
-
-    study = build_study(compose.load("server", options.overrides))
-    if options.out:
-        atomic.write_text(options.out, study.to_json() + "\n")
-    if options.json:
-        print(study.to_json())
-        return
-    print(f"study {study.name}, seed {study.seed}, {study.strategy['name']}, {study.privacy}")
-    print(f"{'phase':<14} {'task':<12} {'rounds':>6} {'least sites':>12}")
-    for phase in study.phases:
-        print(f"{phase.name:<14} {phase.task:<12} {phase.rounds:>6} {phase.min_sites:>12}")
-    if options.out:
-        print(f"written to {options.out}")
 
 
 def _reference(options: argparse.Namespace) -> None:

@@ -30,7 +30,7 @@ def test_help_names_every_subcommand(command, capsys: pytest.CaptureFixture[str]
         (simulations.cli.main, ["run", "people=7"], 2, "scenario people"),
         (simulations.cli.main, ["report", "/nonexistent"], 3, "finish the run"),
         (server.cli.main, ["checkpoints", "list", "/nonexistent"], 3, "found no checkpoint"),
-        (server.cli.main, ["study", "model=huge"], 2, "accepted: paper"),
+        (server.cli.main, ["study", "resolve", "model=huge"], 2, "accepted: paper"),
         (client.cli.main, ["check", "/nonexistent/site.yaml"], 2, "no such file"),
         (client.cli.main, ["prepare"], 2, "manifest"),
     ],
@@ -81,6 +81,6 @@ def test_a_site_checks_and_prepares_its_data(tmp_path: Path, capsys: pytest.Capt
 
 def test_a_coordinator_writes_a_resolved_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "study.json"
-    assert server.cli.main(["study", "model=paper", "--out", str(out)]) == 0
+    assert server.cli.main(["study", "resolve", "model=paper", "--out", str(out)]) == 0
     assert "genotype.22" in capsys.readouterr().out
     assert json.loads(out.read_text())["name"] == "ukb_eyepacs"
