@@ -16,6 +16,7 @@ from typing import Any
 
 from flwr.proto import message_pb2
 from flwr.supercore.constant import HEAD_BODY_DIVIDER, HEAD_VALUE_DIVIDER
+from google.protobuf.message import DecodeError
 
 from client.tickets import Ticket, error_digest
 from pm1_core import atomic
@@ -86,6 +87,26 @@ class Desk:
             raise _stopped("message", "it is not an instruction for this node", "send each site its own")
         self._forget()
         self.came[given.message_id] = Came(study, time.time(), objects, _metadata(given))
+        self._save()
+
+    def note_root(self, object_id: str, content: bytes) -> None:
+        """Take what the first object of a message says of it beyond what came with it: tasks, by their numbers.
+
+        Raises PrivacyError if it is another object than the message named.
+        """
+        came = self.came[object_id]
+        head, _, body = content.partition(HEAD_BODY_DIVIDER)
+        message = message_pb2.Message()
+        try:
+            message.ParseFromString(body)
+        except DecodeError:
+            message.Clear()
+        if hashlib.sha256(content).hexdigest() != object_id or not head.startswith(b"Message "):
+            raise _stopped("message", "its first object is not the one it named", "ask the coordinator")
+        tasks = {
+            name: value for name, value in _metadata(message.metadata).items() if name.endswith("_task_id")
+        }
+        self.came[object_id] = replace(came, metadata={**came.metadata, **tasks})
         self._save()
 
     def answered(self, run: int, reply_to: str) -> Came:
@@ -188,7 +209,7 @@ def _require_plain(message: message_pb2.Message, tree: message_pb2.ObjectTree, c
         raise _stopped("answer", "its time is not that of the answer", "set the clock")
     if not abs(given.created_at + given.ttl - until) < 1.0:
         raise _stopped("answer", "its ttl does not follow from the message", "leave it to Flower")
-    if message.HasField("content") or message.HasField("error") == bool(tree.children):
+    if message.content.ByteSize() or message.HasField("error") == bool(tree.children):
         raise _stopped("answer", "it carries content beside its objects", "leave it to Flower")
     if len(tree.children) > 1 or given.message_id != tree.object_id:
         raise _stopped("answer", "its objects are not those of one message", "leave it to Flower")

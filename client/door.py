@@ -190,6 +190,11 @@ class Door:
             whole = call.name != "pull-object"
             came = self.desk.require_came(request.run, request.objects[0], whole)
             self._require_standing(came.study)
+        if call.name == "pull-object" and message.object_id in self.desk.came:
+            answer = await self.upstream.ask(call, message, passed)
+            if answer.object_available:
+                self.desk.note_root(message.object_id, answer.object_content)
+            return _answer(answer)
         if call.name == "send-node-heartbeat":
             self.heartbeat = time.time()
         return await self.upstream.stream(request, passed)

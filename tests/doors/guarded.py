@@ -1,0 +1,116 @@
+"""A deployment of real processes in which every SuperNode is behind its site's door.
+
+A SuperLink with TLS and registered SuperNode keys stands for the coordinator's gateway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+from deployment import COORDINATOR, ROOT, Deployment, _free_ports
+from places import Authority, coordinator_key, site_folder
+
+from client.folder import SiteFolder
+from client.services import approvals
+
+
+class Guarded(Deployment):
+    """As Deployment. stores: site -> prepared store; policies: site -> text of policy.yaml"""
+
+    def __init__(
+        self, folder: Path, stores: Mapping[str, Path], policies: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(folder, {site: {} for site in stores})
+        folder.mkdir(parents=True)
+        self.consortium = Authority.create("consortium")
+        self.consortium.issue(folder, "server", ("127.0.0.1",))
+        (folder / "ca.crt").write_bytes(self.consortium.pem)
+        self.key = coordinator_key(folder)
+        gateway = f"127.0.0.1:{self._ports[COORDINATOR]}"
+        self.places = {
+            site: site_folder(folder / "sites" / site, site, gateway, self.consortium, self.key, store)
+            for site, store in stores.items()
+        }
+        for site, text in (policies or {}).items():
+            (self.places[site].path / "policy.yaml").write_text(text)
+        self._addresses = {site: self._own(site) for site in stores}
+
+    def __enter__(self) -> Guarded:
+        try:
+            self.start(COORDINATOR)
+            self.connect()
+            for site, place in self.places.items():
+                public = str(place.file("keys/node.key.pub"))
+                self._flwr("supernode", "register", public, "here")
+                self.start(site)
+        except BaseException:
+            self.close()
+            raise
+        self._sampler.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def start(self, owner: str, wait: bool = True) -> None:
+        """Start the SuperLink, or the door and the SuperNode of a site."""
+        if owner == COORDINATOR:
+            command = ["flower-superlink", "--port", str(self._ports[owner]), "--enable-supernode-auth"]
+            command += ["--ssl-certfile", str(self.folder / "server.crt")]
+            command += ["--ssl-keyfile", str(self.folder / "server.key")]
+            command += ["--ssl-ca-certfile", str(self.folder / "ca.crt")]
+            command += ["--disable-runtime-dependency-installation"]
+            command += ["--database", str(self.folder / "superlink.db")]
+            self._started[owner] = self._launch(owner, command)
+        else:
+            for service in ("door", "supernode"):
+                self.start_service(owner, service)
+        if wait:
+            self._await_ready(owner)
+
+    def start_service(self, site: str, service: str) -> None:
+        """Start the door or the SuperNode of a site."""
+        folder = str(self.places[site].path)
+        process = self._launch(site, ["pm1-site", "start", service, "--folder", folder])
+        self._started[f"{site} {service}"] = self._started[site] = process
+
+    def approve(self, site: str, proposal: Path) -> None:
+        """As pm1-site approve does."""
+        held = approvals(self.places[site])
+        held.approve(held.checked(proposal))
+
+    def audit(self, site: str) -> list[dict[str, object]]:
+        """Lines of a site's log."""
+        return _lines(self.places[site])
+
+    def connect(self) -> None:
+        """Tell the operator's Flower where the SuperLink is."""
+        connection = f'[superlink.here]\naddress = "127.0.0.1:{self._ports[COORDINATOR]}"\n'
+        connection += f'root-certificates = "{self.folder / "ca.crt"}"\n'
+        (self._home("operator") / "config.toml").write_text(connection)
+
+    def submit(self, run_config: Mapping[str, str], app: Path = ROOT) -> str:
+        """Start an app as a run and return the run's id."""
+        config = " ".join(f'{key}="{value}"' for key, value in run_config.items())
+        options = ["--run-config", config] if config else []
+        answer = self._flwr("run", str(app), "here", *options)
+        return str(answer["run-id"])
+
+    def _variables(self, owner: str) -> dict[str, str]:
+        return {**super()._variables(owner), **getattr(self, "_addresses", {}).get(owner, {})}
+
+    def _own(self, site: str) -> dict[str, str]:
+        names = ("PM1_DOOR", "PM1_TICKETS")
+        ports = _free_ports(len(names))
+        found = {name: f"127.0.0.1:{port}" for name, port in zip(names, ports, strict=True)}
+        return found | {"PM1_RUNTIME": f"127.0.0.1:{self._ports[site]}"}
+
+
+def _lines(place: SiteFolder) -> list[dict[str, object]]:
+    from client.services import audit
+
+    return audit(place).lines()
