@@ -7,6 +7,7 @@ import hashlib
 import json
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -160,7 +161,9 @@ def _same_code(bundle: str) -> tuple[bool | None, str]:
     from flwr.cli.build import build_fab_from_disk
 
     try:
-        own = hashlib.sha256(build_fab_from_disk(root)).hexdigest()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Flower's, of what it uses itself
+            own = hashlib.sha256(build_fab_from_disk(root)).hexdigest()
     except Exception as error:  # Flower's and click's: a tree that it cannot build
         return None, f"cannot be compared ({type(error).__name__}: {error})"
     if own == bundle:

@@ -104,6 +104,7 @@ async def serve_door(folder: SiteFolder) -> None:
         host=host,
         port=port,
         loop="asyncio",
+        ws="none",
         lifespan="off",
         access_log=False,
         log_level="warning",

@@ -1,0 +1,215 @@
+"""pm1-site approve, start, health and status, with the door as a process of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import ssl
+import subprocess
+from dataclasses import asdict
+from pathlib import Path
+
+import grpc
+import httpx
+import pytest
+from flwr.proto import fleet_pb2, message_pb2
+from gateway import await_, door_process, free_port, gateway
+from places import Authority, coordinator_key, site_folder
+from pretend import KEY, RUN, RUN_CONFIG, STUDY, Coordinator, Reply, bundle, heartbeat, node, numbers
+
+from client.cli import main
+from client.counter import content_ids
+from client.folder import SiteFolder
+from client.services import node_config
+from client.tickets import Ticket
+from pm1_core.proposal import Proposal
+from pm1_core.signing import Signer
+
+_MIB = 1 << 20
+
+
+@pytest.fixture
+def consortium() -> Authority:
+    """Whose CA the sites know."""
+    return Authority.create("consortium")
+
+
+@pytest.fixture
+def site(tmp_path: Path, consortium: Authority) -> SiteFolder:
+    """A site that has joined; its gateway is not up."""
+    key = coordinator_key(tmp_path)
+    return site_folder(tmp_path / "site", "leeds", f"127.0.0.1:{free_port()}", consortium, key)
+
+
+def _proposal(folder: Path, **changes: object) -> Path:
+    signer = Signer.load(folder / "checkpoint.pem")
+    digest = hashlib.sha256(bundle()).hexdigest()
+    made = Proposal.signed(signer, {**STUDY, **changes}, digest, RUN_CONFIG, ("tabular",), "0" * 64)
+    (folder / "proposal.json").write_text(made.to_json())
+    return folder / "proposal.json"
+
+
+def test_a_study_is_shown_approved_listed_and_withdrawn(
+    site: SiteFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked, no is no; each step is in the log."""
+    proposal, folder = str(_proposal(tmp_path)), ["--folder", str(site.path)]
+    monkeypatch.setattr("builtins.input", lambda _: "n")
+    assert main(["approve", proposal, *folder]) == 0
+    shown = capsys.readouterr().out
+    for words in ("retina", "fusion (fusion, 2 rounds)", "tabular", "IN THE CLEAR", "deep=1.0", "no ledger"):
+        assert words in shown
+    assert "NOT THE VERSION THAT IS INSTALLED HERE" in shown
+    assert main(["approve", "--list", *folder]) == 0
+    assert "nothing is approved" in capsys.readouterr().out
+
+    assert main(["approve", proposal, "--yes", "--json", *folder]) == 0
+    outcome = json.loads(capsys.readouterr().out)
+    assert outcome["approved"]
+    assert not outcome["same_code"]
+    assert main(["approve", "--list", "--json", *folder]) == 0
+    assert [item["study"] for item in json.loads(capsys.readouterr().out)] == ["retina"]
+    assert main(["approve", "--withdraw", outcome["hash"][:6], *folder]) == 0
+    assert main(["approve", "--withdraw", outcome["hash"], *folder]) == 2
+    assert "found none" in capsys.readouterr().err
+    lines = site.file("audit.jsonl").read_text().splitlines()
+    assert [json.loads(line)["event"] for line in lines] == ["approved", "withdrawn"]
+
+
+def test_a_proposal_that_the_coordinator_did_not_sign_is_refused(
+    site: SiteFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor is a file approved that somebody puts into the folder, or one that is none."""
+    content = json.loads(_proposal(tmp_path).read_text())
+    content["bundle"] = "1" * 64
+    forged = tmp_path / "forged.json"
+    forged.write_text(json.dumps(content))
+    assert main(["approve", str(forged), "--yes", "--folder", str(site.path)]) == 3
+    assert "not the coordinator's" in capsys.readouterr().err
+    (site.path / "approvals" / "forged.json").write_text(json.dumps(content))
+    (site.path / "approvals" / "empty.json").write_text("")
+    assert main(["approve", "--list", "--folder", str(site.path)]) == 0
+    assert "nothing is approved" in capsys.readouterr().out
+    assert main(["approve", str(tmp_path / "none.json"), "--folder", str(site.path)]) == 2
+
+
+def test_a_site_that_has_not_joined_is_told_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the code of what a person has to put right."""
+    for command in (["start"], ["start", "door"], ["status"]):
+        assert main([*command, "--folder", str(tmp_path)]) == 3
+        assert "pm1-site init" in capsys.readouterr().err
+    assert main(["start", "window", "--folder", str(tmp_path)]) == 2
+
+
+def test_the_client_app_is_told_of_its_door_and_of_approved_tasks(site: SiteFolder, tmp_path: Path) -> None:
+    """Identity and peers where there are any."""
+    assert main(["approve", str(_proposal(tmp_path)), "--yes", "--folder", str(site.path)]) == 0
+    config = node_config(site)
+    assert 'door="127.0.0.1:9444"' in config
+    assert 'tasks="tabular"' in config
+    assert "peers" not in config
+    site.file("peers/leeds.pub").write_bytes(site.file("keys/identity.pem.pub").read_bytes())
+    assert f'peers="{site.file("peers")}"' in node_config(site)
+
+
+def test_the_door_talks_to_the_consortium_alone_and_over_tls_1_3(
+    site: SiteFolder, consortium: Authority, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A gateway of another CA gets not a byte of a call; nor one that speaks TLS 1.2."""
+    coordinator, port = Coordinator(), int(site.facts["gateway"].rpartition(":")[2])
+    stranger = Authority.create("consortium")
+    key = _node_key(site)
+    with door_process(site, "door"):
+        with gateway(tmp_path / "stranger", coordinator, stranger, consortium, port):
+            assert (
+                _call(site, "activate-node", fleet_pb2.ActivateNodeRequest(public_key=key)).status_code == 503
+            )
+        with gateway(tmp_path / "old", coordinator, consortium, consortium, port, newest="1.2"):
+            assert (
+                _call(site, "activate-node", fleet_pb2.ActivateNodeRequest(public_key=key)).status_code == 503
+            )
+        assert coordinator.calls == []
+        assert main(["health", "door", "--folder", str(site.path)]) == 1
+        assert "coordinator: ConnectError" in capsys.readouterr().err
+        with gateway(tmp_path / "real", coordinator, consortium, consortium, port):
+            assert (
+                _call(site, "activate-node", fleet_pb2.ActivateNodeRequest(public_key=KEY)).status_code == 403
+            )
+            assert (
+                _call(site, "activate-node", fleet_pb2.ActivateNodeRequest(public_key=key)).status_code == 200
+            )
+            assert _call(site, "send-node-heartbeat", heartbeat()).status_code == 200
+            assert main(["health", "door", "--folder", str(site.path)]) == 0
+            assert main(["status", "--json", "--folder", str(site.path)]) == 0
+            status = json.loads(capsys.readouterr().out.splitlines()[-1])
+            assert status["services"]["door"]["runs"]
+            assert not status["services"]["supernode"]["runs"]
+            assert main(["health", "supernode", "--folder", str(site.path)]) == 1
+
+
+def test_all_services_end_with_their_supervisor(site: SiteFolder) -> None:
+    """And the SuperNode of a site without its coordinator is started again and again."""
+    with door_process(site) as process:
+        pids = site.file("run/door.pid"), site.file("run/supernode.pid")
+        await_("both services", lambda: all(pid.exists() for pid in pids))
+        assert (
+            subprocess.run(["ps", "-p", str(process.pid)], capture_output=True, check=False).returncode == 0
+        )
+    assert not any(pid.exists() for pid in pids)
+
+
+@pytest.mark.slow
+def test_an_object_of_256_mib_passes_and_is_held_once(
+    site: SiteFolder, consortium: Authority, tmp_path: Path
+) -> None:
+    """The door's memory grows by less than one and a half of it."""
+    coordinator, port = Coordinator(), int(site.facts["gateway"].rpartition(":")[2])
+    assert main(["approve", str(_proposal(tmp_path)), "--yes", "--folder", str(site.path)]) == 0
+    blob = bytes(256 * _MIB)
+    with door_process(site, "door") as process, gateway(tmp_path, coordinator, consortium, consortium, port):
+        _call(site, "activate-node", fleet_pb2.ActivateNodeRequest(public_key=_node_key(site)))
+        asked = coordinator.ask()
+        _call(site, "pull-messages", fleet_pb2.PullMessagesRequest(node=node()))
+        reply = Reply.to(asked, numbers(1.0))
+        name = hashlib.sha256(blob).hexdigest()
+        reply.tree.children[0].children.append(message_pb2.ObjectTree(object_id=name))
+        config = Proposal.from_json((tmp_path / "proposal.json").read_text(), "proposal").config
+        ids = [*content_ids(reply.content), name] if reply.content else []
+        _hand_in(Ticket(RUN, asked.metadata.message_id, config, ids))
+        assert _call(site, "push-messages", reply.request()).status_code == 200
+        before = _peak(process.pid)
+        pushed = message_pb2.PushObjectRequest(
+            node=node(), run_id=RUN, object_id=name, object_content=blob, session_id="session"
+        )
+        assert _call(site, "push-object", pushed).status_code == 200
+        assert len(coordinator.received[name]) == len(blob)
+        assert _peak(process.pid) - before < 1.5 * len(blob)
+
+
+def _hand_in(ticket: Ticket) -> None:
+    import os
+
+    with grpc.insecure_channel(os.environ["PM1_TICKETS"]) as channel:
+        answer = channel.unary_unary("/pm1.Door/Ticket")(json.dumps(asdict(ticket)).encode())
+    assert answer == b"{}", answer
+
+
+def _call(site: SiteFolder, name: str, message: object) -> httpx.Response:
+    import os
+
+    context = ssl.create_default_context(cafile=site.file("local/ca.crt"))
+    with httpx.Client(verify=context, trust_env=False, timeout=60) as client:
+        body = message.SerializeToString(deterministic=True)  # type: ignore[attr-defined]
+        return client.post(f"https://{os.environ['PM1_DOOR']}/v1/fleet/{name}", content=body)
+
+
+def _node_key(site: SiteFolder) -> bytes:
+    from client.services import _public_key
+
+    return _public_key(site.file("keys/node.key"))
+
+
+def _peak(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    (line,) = [line for line in lines if line.startswith("VmHWM:")]
+    return int(line.split()[1]) * 1024
