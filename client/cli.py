@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from client import door_commands, privacy_commands
+from client import door_commands, enrol_commands, privacy_commands
 from pm1_core.command import grammar, guarded
 from pm1_core.signing import PASSPHRASE, Signer, public_file
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _EPILOG = """\
 Examples
+  pm1-site init --site leeds
+  pm1-site join leeds.kit
   pm1-site check /data/site.yaml
   pm1-site prepare /data/site.yaml store=/data/store
   pm1-site privacy open /state --site leeds --epsilon 8 --delta 1e-5
@@ -31,6 +33,7 @@ The store is what the site's Flower client reads:
 def parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
     root, commands = grammar("pm1-site", "A hospital's data, next to which PM1 is trained.", _EPILOG)
+    enrol_commands.add_parser(commands)
     for name, text in (
         ("check", "read everything the manifest names, say what is wrong with file and row, write nothing"),
         ("prepare", "turn the files into a store that is read by memory map, with a report of every finding"),
@@ -62,6 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> None:
     if options.command == "privacy":
         privacy_commands.run(options)
+        return
+    if options.command in enrol_commands.COMMANDS:
+        enrol_commands.run(options)
         return
     if options.command in door_commands.COMMANDS:
         door_commands.run(options)

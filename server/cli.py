@@ -12,10 +12,12 @@ from pathlib import Path
 from pm1_core import atomic
 from pm1_core.command import grammar, guarded
 from pm1_core.signing import PASSPHRASE, Signer, public_file
-from server import checkpoint_commands, study_commands
+from server import checkpoint_commands, consortium_commands, study_commands
 
 _EPILOG = """\
 Examples
+  pm1-server init --name "Eyes and genes" --address pm1.example.org:8443
+  pm1-server enrol leeds.request
   pm1-server study resolve study=ukb_eyepacs model=paper --out study.json
   pm1-server key runs/first/keys/coordinator.pem
   pm1-server checkpoints verify runs/ukb_eyepacs-small
@@ -28,6 +30,7 @@ A resolved study runs on real sites through Flower:
 def parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
     root, commands = grammar("pm1-server", "Coordinate a federated study of PM1.", _EPILOG)
+    consortium_commands.add_parser(commands)
     study_commands.add_parser(commands)
     config = commands.add_parser("config", help="print the composed configuration")
     config.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
@@ -51,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     options = parser().parse_args(arguments)
     actions = {
+        **dict.fromkeys(consortium_commands.COMMANDS, consortium_commands.run),
         "study": study_commands.run,
         "config": _config,
         "checkpoints": _checkpoints,

@@ -1,0 +1,258 @@
+"""The first day: a site gets in by its own keys and a telephone call, and by nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from client.cli import main as site_command
+from pm1_core import certificates
+from pm1_core.enrolment import Kit, Request
+from pm1_core.errors import InputError, PM1Error
+from pm1_core.signing import Signer
+from server.cli import main as server_command
+from server.consortium import Consortium
+
+Said = Callable[[], str]
+
+
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture[str]) -> Said:
+    """What was printed since it was last asked."""
+
+    def both() -> str:
+        out, err = capsys.readouterr()
+        return out + err
+
+    return both
+
+
+@pytest.fixture(autouse=True)
+def _usual_umask() -> Iterator[None]:
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
+def started(folder: Path) -> tuple[Path, Path]:
+    """Folders of a consortium and of a site that wrote its request."""
+    consortium, site = folder / "consortium", folder / "site"
+    arguments = ["--folder", str(consortium), "--name", "Eyes and genes", "--address", "127.0.0.1:8443"]
+    assert server_command(["init", *arguments]) == 0
+    assert site_command(["init", "--folder", str(site), "--site", "leeds"]) == 0
+    return consortium, site
+
+
+def enrol(consortium: Path, request: Path, *more: str, heard: str | None = None) -> int:
+    text = request.read_text()
+    heard = heard or Request.from_json(text, request).fingerprint
+    return server_command(["enrol", "--folder", str(consortium), str(request), "--fingerprint", heard, *more])
+
+
+def join(site: Path, kit: Path, *more: str, heard: str | None = None) -> int:
+    heard = heard or Kit.from_json(kit.read_text(), kit).fingerprint
+    return site_command(["join", "--folder", str(site), str(kit), "--fingerprint", heard, *more])
+
+
+def test_a_site_is_enrolled_and_joins(tmp_path: Path, said: Said) -> None:
+    consortium, site = started(tmp_path)
+    assert enrol(consortium, site / "leeds.request") == 0
+    kit = consortium / "kits/leeds.kit"
+    assert join(site, kit) == 0
+    assert json.loads((site / "site.json").read_text())["gateway"] == "127.0.0.1:8443"
+    own = certificates.read_certificate(site / "client.crt")
+    certificates.require_issued("test", own, certificates.read_certificate(site / "ca.crt"))
+    assert own.public_key() == certificates.read_key(site / "keys/tls.key").public_key()
+    assert (site / "peers/leeds.pub").read_text() == (site / "keys/identity.pem.pub").read_text()
+    assert server_command(["sites", "--folder", str(consortium), "--json"]) == 0
+    (listed,) = json.loads(next(line for line in said().splitlines() if line.startswith("[")))
+    assert (listed["site"], listed["status"], listed["days_left"]) == ("leeds", "enrolled", 396)
+
+
+def test_private_keys_stay_where_they_were_made(tmp_path: Path) -> None:
+    consortium, site = started(tmp_path)
+    enrol(consortium, site / "leeds.request")
+    join(site, consortium / "kits/leeds.kit")
+    at_site, at_coordinator = (
+        {file.read_text() for file in folder.rglob("*") if "PRIVATE" in _text(file)}
+        for folder in (site, consortium)
+    )
+    assert len(at_site) == 4  # TLS, SuperNode, identity; the door's towards the SuperNode
+    assert len(at_coordinator) == 4  # authority, gateway, coordinator's own, checkpoints
+    assert not at_site & at_coordinator
+    for folder in (site, consortium):
+        for file in folder.rglob("*"):
+            if "PRIVATE" in _text(file):
+                assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert "PRIVATE" not in (site / "leeds.request").read_text()
+    assert "PRIVATE" not in (consortium / "kits/leeds.kit").read_text()
+
+
+def _text(file: Path) -> str:
+    return file.read_text() if file.is_file() else ""
+
+
+@pytest.mark.parametrize("heard", ["0000 0000 0000 0000", "00", "not a fingerprint at all"])
+def test_another_fingerprint_than_the_one_read_out_stops_both(heard: str, tmp_path: Path, said: Said) -> None:
+    consortium, site = started(tmp_path)
+    assert enrol(consortium, site / "leeds.request", heard=heard) == 2
+    assert "fingerprint that was read out is another" in said()
+    assert not (consortium / "kits/leeds.kit").exists()
+    enrol(consortium, site / "leeds.request")
+    assert join(site, consortium / "kits/leeds.kit", heard=heard) == 2
+    assert not (site / "ca.crt").exists()
+
+
+def test_nobody_is_enrolled_without_a_comparison(tmp_path: Path, said: Said) -> None:
+    consortium, site = started(tmp_path)
+    assert server_command(["enrol", "--folder", str(consortium), str(site / "leeds.request")]) == 2
+    assert "nobody has compared its fingerprint" in said()
+    assert Consortium(consortium).sites() == []
+
+
+@pytest.mark.parametrize("key", ["site", "csr", "node", "identity", "created"])
+def test_a_request_that_was_changed_on_its_way_is_refused(key: str, tmp_path: Path) -> None:
+    consortium, site = started(tmp_path)
+    _, other = started(tmp_path / "other")
+    content, others = (json.loads((folder / "leeds.request").read_text()) for folder in (site, other))
+    changed = {**content, key: "york" if key == "site" else others[key] + ("\n" if key == "created" else "")}
+    file = tmp_path / "changed"
+    file.write_text(json.dumps(changed))
+    heard = "0" * 64
+    assert server_command(["enrol", "--folder", str(consortium), str(file), "--fingerprint", heard]) == 2
+    assert Consortium(consortium).sites() == []
+
+
+def test_a_kit_for_other_keys_another_site_or_another_consortium_is_refused(
+    tmp_path: Path, said: Said
+) -> None:
+    consortium, site = started(tmp_path)
+    enrol(consortium, site / "leeds.request")
+    join(site, consortium / "kits/leeds.kit")
+    other, twin = started(tmp_path / "other")
+    enrol(other, twin / "leeds.request")
+    said()
+    assert join(site, other / "kits/leeds.kit") == 2
+    assert "another key than this site's" in said()
+    enrol(other, site / "leeds.request", "--replace")
+    before = (site / "ca.crt").read_text()
+    said()
+    assert join(site, other / "kits/leeds.kit") == 2
+    assert "another than what was joined with" in said()
+    assert (site / "ca.crt").read_text() == before
+    assert join(site, other / "kits/leeds.kit", "--replace") == 0
+    york = tmp_path / "york"
+    site_command(["init", "--folder", str(york), "--site", "york"])
+    said()
+    assert join(york, other / "kits/leeds.kit") == 2
+    assert "it is for 'leeds', not 'york'" in said()
+
+
+def test_who_is_revoked_is_on_the_list_and_comes_back_with_new_keys_only(tmp_path: Path, said: Said) -> None:
+    consortium, site = started(tmp_path)
+    enrol(consortium, site / "leeds.request")
+    serial = Consortium(consortium).site("leeds").serial
+    assert server_command(["revoke", "--folder", str(consortium), "leeds", "--reason", "lost its disk"]) == 0
+    listed = x509.load_pem_x509_crl((consortium / "ca/ca.crl").read_bytes())
+    assert [entry.serial_number for entry in listed] == [serial]
+    assert not (consortium / "kits/leeds.kit").exists()
+    said()
+    assert enrol(consortium, site / "leeds.request") == 2
+    assert "its keys were revoked" in said()
+    fresh = tmp_path / "fresh"
+    site_command(["init", "--folder", str(fresh), "--site", "leeds"])
+    assert enrol(consortium, fresh / "leeds.request") == 0
+    log = [json.loads(line)["what"] for line in (consortium / "log.jsonl").read_text().splitlines()]
+    assert log == ["enrolled", "revoked", "enrolled"]
+
+
+def test_a_certificate_is_renewed_and_the_earlier_one_is_no_longer_good(tmp_path: Path, said: Said) -> None:
+    consortium, site = started(tmp_path)
+    enrol(consortium, site / "leeds.request", "--days", "10")
+    join(site, consortium / "kits/leeds.kit")
+    first = Consortium(consortium).site("leeds")
+    said()
+    server_command(["sites", "--folder", str(consortium)])
+    assert "leeds: 9 days left" in said()
+    assert site_command(["init", "--folder", str(site), "--renew"]) == 0
+    assert enrol(consortium, site / "leeds.request") == 2
+    assert enrol(consortium, site / "leeds.request", "--replace") == 0
+    assert join(site, consortium / "kits/leeds.kit") == 0
+    listed = x509.load_pem_x509_crl((consortium / "ca/ca.crl").read_bytes())
+    assert [entry.serial_number for entry in listed] == [first.serial]
+    assert certificates.read_certificate(site / "client.crt").serial_number != first.serial
+
+
+def test_keys_that_others_can_read_are_not_used(tmp_path: Path, said: Said) -> None:
+    consortium, site = started(tmp_path)
+    for file in ("ca/ca.key", "keys/checkpoint.pem"):
+        (consortium / file).chmod(0o644)
+        assert enrol(consortium, site / "leeds.request") == 2
+        assert "chmod 600" in said()
+        (consortium / file).chmod(0o600)
+    assert Consortium(consortium).sites() == []
+
+
+def test_nothing_is_overwritten(tmp_path: Path, said: Said) -> None:
+    consortium, site = started(tmp_path)
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    assert server_command(["init", "--folder", str(consortium), "--name", "x", "--address", "a:1"]) == 2
+    assert server_command(["init", "--folder", str(site), "--name", "x", "--address", "a:1"]) == 2
+    assert site_command(["init", "--folder", str(site), "--site", "york"]) == 2
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+
+
+@pytest.mark.parametrize("name", ["../leeds", "", ".", "a/b", "Leeds", "coordinator", "a" * 41, "a-", "a\n"])
+def test_a_name_that_is_no_plain_name_is_none_of_a_site(name: str, tmp_path: Path) -> None:
+    assert site_command(["init", "--folder", str(tmp_path / "site"), "--site", name]) == 2
+    assert not (tmp_path / "site").exists()
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[type, dict[str, Any]]:
+    """A good request and a good kit."""
+    consortium, site = started(tmp_path_factory.mktemp("whole"))
+    enrol(consortium, site / "leeds.request")
+    return {
+        Request: json.loads((site / "leeds.request").read_text()),
+        Kit: json.loads((consortium / "kits/leeds.kit").read_text()),
+    }
+
+
+@pytest.mark.parametrize("kind", [Request, Kit])
+@given(data=st.data())
+@settings(max_examples=200, deadline=None)
+def test_whatever_is_sent_is_refused_with_a_sentence(
+    kind: type[Request] | type[Kit], data: st.DataObject, whole: dict[type, dict[str, Any]]
+) -> None:
+    good = whole[kind]
+    key = data.draw(st.sampled_from([*good, "more"]))
+    changed = data.draw(st.one_of(_JSON, st.just({**good, key: data.draw(_JSON)})))
+    text = data.draw(st.one_of(st.just(json.dumps(changed)), st.text()))
+    with pytest.raises(PM1Error) as error:
+        kind.from_json(text, "mail")
+    assert len(str(error.value)) < 400
+
+
+def test_a_kit_that_somebody_else_signed_is_refused(
+    whole: dict[type, dict[str, Any]], tmp_path: Path
+) -> None:
+    kit = Kit(**whole[Kit]).signed(Signer.create(tmp_path / "key.pem"))
+    with pytest.raises(InputError, match="its signature is not good"):
+        Kit.from_json(kit.to_json(), "kit")
