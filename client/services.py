@@ -109,7 +109,7 @@ async def serve_door(folder: SiteFolder) -> None:
         access_log=False,
         log_level="warning",
         server_header=False,
-        timeout_graceful_shutdown=5,
+        timeout_graceful_shutdown=2,
         ssl_certfile=folder.file("local/door.crt"),
         ssl_keyfile=folder.file("local/door.key"),
     )

@@ -29,7 +29,10 @@ def gateway(
     port: int,
     newest: str = "1.3",
 ) -> Iterator[None]:
-    """Serve on `port`. authority: certifies the server; clients: has to have certified who calls"""
+    """Serve on `port`. authority: certifies the server; clients: has to have certified who calls
+
+    It ends once nobody is connected: end the door first.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     authority.issue(folder, "server", ("127.0.0.1",))
     (folder / "clients.crt").write_bytes(clients.pem)

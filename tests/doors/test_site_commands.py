@@ -6,6 +6,7 @@ import hashlib
 import json
 import ssl
 import subprocess
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
@@ -119,7 +120,8 @@ def test_the_door_talks_to_the_consortium_alone_and_over_tls_1_3(
     coordinator, port = Coordinator(), int(site.facts["gateway"].rpartition(":")[2])
     stranger = Authority.create("consortium")
     key = _node_key(site)
-    with door_process(site, "door"):
+    with ExitStack() as door:
+        door.enter_context(door_process(site, "door"))
         with gateway(tmp_path / "stranger", coordinator, stranger, consortium, port):
             assert (
                 _call(site, "activate-node", fleet_pb2.ActivateNodeRequest(public_key=key)).status_code == 503
@@ -145,6 +147,7 @@ def test_the_door_talks_to_the_consortium_alone_and_over_tls_1_3(
             assert status["services"]["door"]["runs"]
             assert not status["services"]["supernode"]["runs"]
             assert main(["health", "supernode", "--folder", str(site.path)]) == 1
+            door.close()
 
 
 def test_all_services_end_with_their_supervisor(site: SiteFolder) -> None:
@@ -166,7 +169,7 @@ def test_an_object_of_256_mib_passes_and_is_held_once(
     coordinator, port = Coordinator(), int(site.facts["gateway"].rpartition(":")[2])
     assert main(["approve", str(_proposal(tmp_path)), "--yes", "--folder", str(site.path)]) == 0
     blob = bytes(256 * _MIB)
-    with door_process(site, "door") as process, gateway(tmp_path, coordinator, consortium, consortium, port):
+    with gateway(tmp_path, coordinator, consortium, consortium, port), door_process(site, "door") as process:
         _call(site, "activate-node", fleet_pb2.ActivateNodeRequest(public_key=_node_key(site)))
         asked = coordinator.ask()
         _call(site, "pull-messages", fleet_pb2.PullMessagesRequest(node=node()))
