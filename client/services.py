@@ -22,7 +22,7 @@ from client.audit import NAME as AUDIT
 from client.folder import DOOR, PAGE, RUNTIME, TICKETS, SiteFolder, address, joined
 from client.policy import NAME as POLICY
 from client.policy import Policy
-from pm1_core import supervisor
+from pm1_core import atomic, supervisor
 from pm1_core.errors import BoundError, ConfigError, PM1Error, StateError
 from pm1_core.supervisor import Service
 from pm1_core.validate import refusal
@@ -88,7 +88,7 @@ def door(folder: SiteFolder) -> Door:
     ca, certificate, key_file = (folder.file(name) for name in ("ca.crt", "client.crt", "keys/tls.key"))
     client = client_of(base, ca, certificate, key_file, os.environ.get(PROXY) or None)
     desk = Desk.at(folder.file("run/desk.json"))
-    key = _public_key(folder.file("keys/node.key"))
+    key = public_key(folder.file("keys/node.key"))
     return Door(Upstream(client), desk, approvals(folder), audit(folder), partial(policy, folder), key)
 
 
@@ -131,7 +131,7 @@ def supernode(folder: SiteFolder) -> Service:
     host, port = address(RUNTIME)
     command = [str(Path(sys.executable).parent / "flower-supernode"), "--superlink", joined(*address(DOOR))]
     command += ["--root-certificates", str(folder.file("local/ca.crt"))]
-    command += ["--auth-supernode-private-key", str(folder.file("keys/node.key"))]
+    command += ["--auth-supernode-private-key", str(_openssh_key(folder))]
     command += ["--host", host, "--port", str(port), "--node-config", node_config(folder)]
     return Service("supernode", command, _environment(folder))
 
@@ -253,20 +253,30 @@ def _asked_door(folder: SiteFolder) -> dict[str, Any]:
         raise BoundError(refusal("door", f"it does not answer ({error})", "look into run/door.log")) from None
 
 
-def _public_key(file: Path) -> bytes:
+def public_key(file: Path) -> bytes:
     """The public half of the SuperNode's key, as Flower writes it. Raises StateError."""
+    from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+
+    return bytes(public_key_to_bytes(_node_key(file).public_key()))
+
+
+def _openssh_key(folder: SiteFolder) -> Path:
+    """The SuperNode's key in the form of OpenSSH, the only one that flower-supernode reads. Raises StateError."""
+    from cryptography.hazmat.primitives import serialization
+
+    file, copy = folder.file("keys/node.key"), folder.file("run/node.key")
+    form = serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH
+    atomic.write_bytes(copy, _node_key(file).private_bytes(*form, serialization.NoEncryption()))  # mode 0600
+    return copy
+
+
+def _node_key(file: Path) -> Any:
     from cryptography.hazmat.primitives import serialization
 
     content = file.read_bytes()
     try:
         if b"OPENSSH" in content:
-            key: Any = serialization.load_ssh_private_key(content, None)
-        else:
-            key = serialization.load_pem_private_key(content, None)
+            return serialization.load_ssh_private_key(content, None)
+        return serialization.load_pem_private_key(content, None)
     except (ValueError, TypeError) as error:
         raise StateError(refusal(file, f"cannot be read ({error})", "run pm1-site init anew")) from None
-    return bytes(
-        key.public_key().public_bytes(
-            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-        )
-    )

@@ -14,37 +14,29 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import uvicorn
-from places import Authority
 from pretend import Coordinator
 
 from client.folder import SiteFolder
+from server.consortium import Consortium
 
 
 @contextmanager
 def gateway(
-    folder: Path,
-    coordinator: Coordinator,
-    authority: Authority,
-    clients: Authority,
-    port: int,
-    newest: str = "1.3",
+    coordinator: Coordinator, consortium: Consortium, port: int, newest: str = "1.3"
 ) -> Iterator[None]:
-    """Serve on `port`. authority: certifies the server; clients: has to have certified who calls
+    """Serve on `port` with the certificate of a consortium, for those who have one of it.
 
     It ends once nobody is connected: end the door first.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    authority.issue(folder, "server", ("127.0.0.1",))
-    (folder / "clients.crt").write_bytes(clients.pem)
     config = uvicorn.Config(
         coordinator.app(),
         host="127.0.0.1",
         port=port,
         log_level="critical",
         ws="none",
-        ssl_certfile=folder / "server.crt",
-        ssl_keyfile=folder / "server.key",
-        ssl_ca_certs=str(folder / "clients.crt"),
+        ssl_certfile=consortium.folder / "gateway/server.crt",
+        ssl_keyfile=consortium.folder / "gateway/server.key",
+        ssl_ca_certs=str(consortium.folder / "ca/ca.crt"),
         ssl_cert_reqs=ssl.CERT_REQUIRED,
     )
     config.load()

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
+from cryptography.hazmat.primitives import serialization
 from deployment import COORDINATOR, ROOT, Deployment, _free_ports
-from places import Authority, coordinator_key, site_folder
+from places import founded, joined
 
-from client.folder import SiteFolder
-from client.services import approvals
+from client.services import approvals, audit, public_key
 
 
 class Guarded(Deployment):
@@ -23,14 +23,9 @@ class Guarded(Deployment):
         self, folder: Path, stores: Mapping[str, Path], policies: Mapping[str, str] | None = None
     ) -> None:
         super().__init__(folder, {site: {} for site in stores})
-        folder.mkdir(parents=True)
-        self.consortium = Authority.create("consortium")
-        self.consortium.issue(folder, "server", ("127.0.0.1",))
-        (folder / "ca.crt").write_bytes(self.consortium.pem)
-        self.key = coordinator_key(folder)
-        gateway = f"127.0.0.1:{self._ports[COORDINATOR]}"
+        self.consortium = founded(folder / "consortium", self._ports[COORDINATOR])
         self.places = {
-            site: site_folder(folder / "sites" / site, site, gateway, self.consortium, self.key, store)
+            site: joined(self.consortium, folder / "sites" / site, site, store)
             for site, store in stores.items()
         }
         for site, text in (policies or {}).items():
@@ -42,8 +37,11 @@ class Guarded(Deployment):
             self.start(COORDINATOR)
             self.connect()
             for site, place in self.places.items():
-                public = str(place.file("keys/node.key.pub"))
-                self._flwr("supernode", "register", public, "here")
+                public = self.folder / f"{site}.pub"
+                key = serialization.load_pem_public_key(public_key(place.file("keys/node.key")))
+                form = serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+                public.write_bytes(key.public_bytes(*form))
+                self._flwr("supernode", "register", str(public), "here")
                 self.start(site)
         except BaseException:
             self.close()
@@ -60,9 +58,9 @@ class Guarded(Deployment):
         """Start the SuperLink, or the door and the SuperNode of a site."""
         if owner == COORDINATOR:
             command = ["flower-superlink", "--port", str(self._ports[owner]), "--enable-supernode-auth"]
-            command += ["--ssl-certfile", str(self.folder / "server.crt")]
-            command += ["--ssl-keyfile", str(self.folder / "server.key")]
-            command += ["--ssl-ca-certfile", str(self.folder / "ca.crt")]
+            command += ["--ssl-certfile", str(self.consortium.folder / "gateway/server.crt")]
+            command += ["--ssl-keyfile", str(self.consortium.folder / "gateway/server.key")]
+            command += ["--ssl-ca-certfile", str(self.consortium.folder / "ca/ca.crt")]
             command += ["--disable-runtime-dependency-installation"]
             command += ["--database", str(self.folder / "superlink.db")]
             self._started[owner] = self._launch(owner, command)
@@ -85,12 +83,12 @@ class Guarded(Deployment):
 
     def audit(self, site: str) -> list[dict[str, object]]:
         """Lines of a site's log."""
-        return _lines(self.places[site])
+        return audit(self.places[site]).lines()
 
     def connect(self) -> None:
         """Tell the operator's Flower where the SuperLink is."""
         connection = f'[superlink.here]\naddress = "127.0.0.1:{self._ports[COORDINATOR]}"\n'
-        connection += f'root-certificates = "{self.folder / "ca.crt"}"\n'
+        connection += f'root-certificates = "{self.consortium.folder / "ca/ca.crt"}"\n'
         (self._home("operator") / "config.toml").write_text(connection)
 
     def submit(self, run_config: Mapping[str, str], app: Path = ROOT) -> str:
@@ -108,9 +106,3 @@ class Guarded(Deployment):
         ports = _free_ports(len(names))
         found = {name: f"127.0.0.1:{port}" for name, port in zip(names, ports, strict=True)}
         return found | {"PM1_RUNTIME": f"127.0.0.1:{self._ports[site]}"}
-
-
-def _lines(place: SiteFolder) -> list[dict[str, object]]:
-    from client.services import audit
-
-    return audit(place).lines()

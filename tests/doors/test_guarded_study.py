@@ -17,7 +17,6 @@ from guarded import Guarded
 from studies import tiny_study
 
 from pm1_core.proposal import Proposal
-from pm1_core.signing import Signer
 
 _THIEF = """
 from pathlib import Path
@@ -98,7 +97,7 @@ def _study(deployment: Guarded, definition: Path, folder: Path) -> dict[str, str
         "study": str(folder / "study.json"),
         "definition": str(definition),
         "run": str(folder / "run"),
-        "key": str(deployment.folder / "checkpoint.pem"),
+        "key": str(deployment.consortium.folder / "keys/checkpoint.pem"),
     }
     with zipfile.ZipFile(
         io.BytesIO(build_fab_from_disk(ROOT))
@@ -106,9 +105,10 @@ def _study(deployment: Guarded, definition: Path, folder: Path) -> dict[str, str
         bundled.extractall(folder / "app")
     shutil.rmtree(folder / "app" / ".info")
     bundle = hashlib.sha256(build_fab_from_disk(folder / "app")).hexdigest()
-    signer = Signer.load(deployment.folder / "checkpoint.pem")
     content = json.loads(study.to_json())
-    proposal = Proposal.signed(signer, content, bundle, options, (), hashlib.sha256(b"").hexdigest())
+    proposal = Proposal.signed(
+        deployment.consortium.signer, content, bundle, options, (), hashlib.sha256(b"").hexdigest()
+    )
     (folder / "proposal.json").write_text(proposal.to_json())
     for site in deployment.places:
         deployment.approve(site, folder / "proposal.json")

@@ -15,48 +15,48 @@ import httpx
 import pytest
 from flwr.proto import fleet_pb2, message_pb2
 from gateway import await_, door_process, free_port, gateway
-from places import Authority, coordinator_key, site_folder
+from places import founded, joined
 from pretend import KEY, RUN, RUN_CONFIG, STUDY, Coordinator, Reply, bundle, heartbeat, node, numbers
 
 from client.cli import main
 from client.counter import content_ids
 from client.folder import SiteFolder
-from client.services import node_config
+from client.services import node_config, public_key
 from client.tickets import Ticket
 from pm1_core.proposal import Proposal
-from pm1_core.signing import Signer
+from server.consortium import Consortium
 
 _MIB = 1 << 20
 
 
 @pytest.fixture
-def consortium() -> Authority:
-    """Whose CA the sites know."""
-    return Authority.create("consortium")
+def consortium(tmp_path: Path) -> Consortium:
+    """Whose CA the sites know; its gateway is not up."""
+    return founded(tmp_path / "consortium", free_port())
 
 
 @pytest.fixture
-def site(tmp_path: Path, consortium: Authority) -> SiteFolder:
-    """A site that has joined; its gateway is not up."""
-    key = coordinator_key(tmp_path)
-    return site_folder(tmp_path / "site", "leeds", f"127.0.0.1:{free_port()}", consortium, key)
+def site(tmp_path: Path, consortium: Consortium) -> SiteFolder:
+    """A site that has joined."""
+    return joined(consortium, tmp_path / "site", "leeds")
 
 
-def _proposal(folder: Path, **changes: object) -> Path:
-    signer = Signer.load(folder / "checkpoint.pem")
+@pytest.fixture
+def proposal(tmp_path: Path, consortium: Consortium) -> Path:
+    """The coordinator's proposal."""
     digest = hashlib.sha256(bundle()).hexdigest()
-    made = Proposal.signed(signer, {**STUDY, **changes}, digest, RUN_CONFIG, ("tabular",), "0" * 64)
-    (folder / "proposal.json").write_text(made.to_json())
-    return folder / "proposal.json"
+    made = Proposal.signed(consortium.signer, STUDY, digest, RUN_CONFIG, ("tabular",), "0" * 64)
+    (tmp_path / "proposal.json").write_text(made.to_json())
+    return tmp_path / "proposal.json"
 
 
 def test_a_study_is_shown_approved_listed_and_withdrawn(
-    site: SiteFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    site: SiteFolder, proposal: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Asked, no is no; each step is in the log."""
-    proposal, folder = str(_proposal(tmp_path)), ["--folder", str(site.path)]
+    folder = ["--folder", str(site.path)]
     monkeypatch.setattr("builtins.input", lambda _: "n")
-    assert main(["approve", proposal, *folder]) == 0
+    assert main(["approve", str(proposal), *folder]) == 0
     shown = capsys.readouterr().out
     for words in ("retina", "fusion (fusion, 2 rounds)", "tabular", "IN THE CLEAR", "deep=1.0", "no ledger"):
         assert words in shown
@@ -64,7 +64,7 @@ def test_a_study_is_shown_approved_listed_and_withdrawn(
     assert main(["approve", "--list", *folder]) == 0
     assert "nothing is approved" in capsys.readouterr().out
 
-    assert main(["approve", proposal, "--yes", "--json", *folder]) == 0
+    assert main(["approve", str(proposal), "--yes", "--json", *folder]) == 0
     outcome = json.loads(capsys.readouterr().out)
     assert outcome["approved"]
     assert not outcome["same_code"]
@@ -78,10 +78,10 @@ def test_a_study_is_shown_approved_listed_and_withdrawn(
 
 
 def test_a_proposal_that_the_coordinator_did_not_sign_is_refused(
-    site: SiteFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    site: SiteFolder, proposal: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Nor is a file approved that somebody puts into the folder, or one that is none."""
-    content = json.loads(_proposal(tmp_path).read_text())
+    content = json.loads(proposal.read_text())
     content["bundle"] = "1" * 64
     forged = tmp_path / "forged.json"
     forged.write_text(json.dumps(content))
@@ -102,38 +102,36 @@ def test_a_site_that_has_not_joined_is_told_so(tmp_path: Path, capsys: pytest.Ca
     assert main(["start", "window", "--folder", str(tmp_path)]) == 2
 
 
-def test_the_client_app_is_told_of_its_door_and_of_approved_tasks(site: SiteFolder, tmp_path: Path) -> None:
-    """Identity and peers where there are any."""
-    assert main(["approve", str(_proposal(tmp_path)), "--yes", "--folder", str(site.path)]) == 0
+def test_the_client_app_is_told_of_its_door_and_of_approved_tasks(site: SiteFolder, proposal: Path) -> None:
+    """And of its identity and its peers."""
+    assert main(["approve", str(proposal), "--yes", "--folder", str(site.path)]) == 0
     config = node_config(site)
     assert 'door="127.0.0.1:9444"' in config
     assert 'tasks="tabular"' in config
-    assert "peers" not in config
-    site.file("peers/leeds.pub").write_bytes(site.file("keys/identity.pem.pub").read_bytes())
-    assert f'peers="{site.file("peers")}"' in node_config(site)
+    assert f'peers="{site.file("peers")}"' in config
 
 
 def test_the_door_talks_to_the_consortium_alone_and_over_tls_1_3(
-    site: SiteFolder, consortium: Authority, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    site: SiteFolder, consortium: Consortium, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A gateway of another CA gets not a byte of a call; nor one that speaks TLS 1.2."""
     coordinator, port = Coordinator(), int(site.facts["gateway"].rpartition(":")[2])
-    stranger = Authority.create("consortium")
-    key = _node_key(site)
+    stranger = founded(tmp_path / "stranger", port)
+    key = public_key(site.file("keys/node.key"))
     with ExitStack() as door:
         door.enter_context(door_process(site, "door"))
-        with gateway(tmp_path / "stranger", coordinator, stranger, consortium, port):
+        with gateway(coordinator, stranger, port):
             assert (
                 _call(site, "activate-node", fleet_pb2.ActivateNodeRequest(public_key=key)).status_code == 503
             )
-        with gateway(tmp_path / "old", coordinator, consortium, consortium, port, newest="1.2"):
+        with gateway(coordinator, consortium, port, newest="1.2"):
             assert (
                 _call(site, "activate-node", fleet_pb2.ActivateNodeRequest(public_key=key)).status_code == 503
             )
         assert coordinator.calls == []
         assert main(["health", "door", "--folder", str(site.path)]) == 1
         assert "coordinator: ConnectError" in capsys.readouterr().err
-        with gateway(tmp_path / "real", coordinator, consortium, consortium, port):
+        with gateway(coordinator, consortium, port):
             assert (
                 _call(site, "activate-node", fleet_pb2.ActivateNodeRequest(public_key=KEY)).status_code == 403
             )
@@ -163,20 +161,24 @@ def test_all_services_end_with_their_supervisor(site: SiteFolder) -> None:
 
 @pytest.mark.slow
 def test_an_object_of_256_mib_passes_and_is_held_once(
-    site: SiteFolder, consortium: Authority, tmp_path: Path
+    site: SiteFolder, consortium: Consortium, proposal: Path
 ) -> None:
     """The door's memory grows by less than one and a half of it."""
     coordinator, port = Coordinator(), int(site.facts["gateway"].rpartition(":")[2])
-    assert main(["approve", str(_proposal(tmp_path)), "--yes", "--folder", str(site.path)]) == 0
+    assert main(["approve", str(proposal), "--yes", "--folder", str(site.path)]) == 0
     blob = bytes(256 * _MIB)
-    with gateway(tmp_path, coordinator, consortium, consortium, port), door_process(site, "door") as process:
-        _call(site, "activate-node", fleet_pb2.ActivateNodeRequest(public_key=_node_key(site)))
+    with gateway(coordinator, consortium, port), door_process(site, "door") as process:
+        _call(
+            site,
+            "activate-node",
+            fleet_pb2.ActivateNodeRequest(public_key=public_key(site.file("keys/node.key"))),
+        )
         asked = coordinator.ask()
         _call(site, "pull-messages", fleet_pb2.PullMessagesRequest(node=node()))
         reply = Reply.to(asked, numbers(1.0))
         name = hashlib.sha256(blob).hexdigest()
         reply.tree.children[0].children.append(message_pb2.ObjectTree(object_id=name))
-        config = Proposal.from_json((tmp_path / "proposal.json").read_text(), "proposal").config
+        config = Proposal.from_json(proposal.read_text(), "proposal").config
         ids = [*content_ids(reply.content), name] if reply.content else []
         _hand_in(Ticket(RUN, asked.metadata.message_id, config, ids))
         assert _call(site, "push-messages", reply.request()).status_code == 200
@@ -204,12 +206,6 @@ def _call(site: SiteFolder, name: str, message: object) -> httpx.Response:
     with httpx.Client(verify=context, trust_env=False, timeout=60) as client:
         body = message.SerializeToString(deterministic=True)  # type: ignore[attr-defined]
         return client.post(f"https://{os.environ['PM1_DOOR']}/v1/fleet/{name}", content=body)
-
-
-def _node_key(site: SiteFolder) -> bytes:
-    from client.services import _public_key
-
-    return _public_key(site.file("keys/node.key"))
 
 
 def _peak(pid: int) -> int:
