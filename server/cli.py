@@ -12,7 +12,7 @@ from pathlib import Path
 from pm1_core import atomic
 from pm1_core.command import grammar, guarded
 from pm1_core.signing import PASSPHRASE, Signer, public_file
-from server import checkpoint_commands, consortium_commands, study_commands
+from server import checkpoint_commands, consortium_commands, service_commands, study_commands
 
 _EPILOG = """\
 Examples
@@ -31,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
     root, commands = grammar("pm1-server", "Coordinate a federated study of PM1.", _EPILOG)
     consortium_commands.add_parser(commands)
+    service_commands.add_parser(commands)
     study_commands.add_parser(commands)
     config = commands.add_parser("config", help="print the composed configuration")
     config.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
@@ -55,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     actions = {
         **dict.fromkeys(consortium_commands.COMMANDS, consortium_commands.run),
+        **dict.fromkeys(service_commands.COMMANDS, service_commands.run),
         "study": study_commands.run,
         "config": _config,
         "checkpoints": _checkpoints,

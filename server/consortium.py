@@ -37,6 +37,8 @@ FOLDER = "PM1_CONSORTIUM"
 ENROLLED, REVOKED = "enrolled", "revoked"
 DAYS = 397
 """How long a certificate is good, unless said otherwise: thirteen months, so that a renewal a year is in time."""
+_LOCAL = ("localhost", "127.0.0.1", "superlink", "gateway")
+"""Under which services of one machine, or of its containers, reach each other."""
 _ADDRESS = re.compile(r"(?P<host>[A-Za-z0-9.-]{1,253}|\[[0-9a-fA-F:.]+\]):(?P<port>[0-9]{1,5})")
 
 
@@ -92,7 +94,7 @@ class Consortium:
             atomic.write_text(made / "ca/ca.crl", certificates.pem(authority.revoked([], 1)))
             server, own = certificates.new_key(), certificates.new_key()
             certificates.write_key(_made(made / "gateway") / "server.key", server, encrypted=False)
-            shown = authority.server(server.public_key(), [host], days)
+            shown = authority.server(server.public_key(), [host, *_LOCAL], days)
             atomic.write_text(made / "gateway/server.crt", certificates.pem(shown))
             certificates.write_key(_made(made / "coordinator") / "client.key", own, encrypted=False)
             client = authority.client(own.public_key(), COORDINATOR, COORDINATOR, days)
