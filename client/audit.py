@@ -19,7 +19,7 @@ from typing import Any
 
 from pm1_core.chain import Chain, Head, held
 
-NAME = "audit.jsonl"
+NAME = "audit/audit.jsonl"  # a folder of its own: head and lock lie beside it
 EVENTS = LEFT, STOPPED, REFUSED, APPROVED, WITHDRAWN, STARTED = (
     "left",
     "stopped",

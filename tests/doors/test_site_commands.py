@@ -73,7 +73,7 @@ def test_a_study_is_shown_approved_listed_and_withdrawn(
     assert main(["approve", "--withdraw", outcome["hash"][:6], *folder]) == 0
     assert main(["approve", "--withdraw", outcome["hash"], *folder]) == 2
     assert "found none" in capsys.readouterr().err
-    lines = site.file("audit.jsonl").read_text().splitlines()
+    lines = site.file("audit/audit.jsonl").read_text().splitlines()
     assert [json.loads(line)["event"] for line in lines] == ["approved", "withdrawn"]
 
 
