@@ -18,6 +18,8 @@ from pm1_core.validate import refusal
 
 LOCAL_DAYS = 3650
 _OWN = ("keys/tls.key", "keys/node.key", "keys/identity.pem")
+_FOLDERS = ("keys", "local", "peers", "approvals", "audit", "state", "store", "run")
+"""All from the first day: containers mount them one by one, each into those services that need it."""
 _HOSTS = ("localhost", "127.0.0.1", "door")
 """Under which a SuperNode of this machine, or of its containers, reaches the door."""
 
@@ -32,7 +34,7 @@ def initialise(folder: SiteFolder, site: str) -> Path:
         found = f"it is that of {atomic.read_json(folder.path / 'site.json').get('site')!r}"
         raise InputError(refusal(folder.path, found, "use it, or renew its certificate with --renew"))
     with _locked(folder):
-        for name in ("keys", "local", "peers", "approvals", "state"):
+        for name in _FOLDERS:
             (folder.path / name).mkdir(mode=0o700, parents=True, exist_ok=True)
         # A crash leaves some of these; the next try keeps them.
         for name in ("tls.key", "node.key"):

@@ -5,6 +5,7 @@
     gateway/server.key server.crt   what the gateway shows
     coordinator/client.key client.crt       the coordinator's own certificate, for the control API
     keys/checkpoint.pem .pub        the key that checkpoints, proposals and kits are signed with
+    keys/executor.secret            what the executor of ServerApps shows to the SuperLink
     sites/NAME/request.json certificate.pem node.pub identity.pub status.json
     kits/NAME.kit                   what goes back to the site
     log.jsonl                       who was enrolled and revoked, when, by which fingerprint
@@ -18,6 +19,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -34,6 +36,8 @@ from pm1_core.signing import Signer, public_file
 from pm1_core.validate import refusal
 
 FOLDER = "PM1_CONSORTIUM"
+EXECUTOR = "keys/executor.secret"
+"""What the executor of ServerApps shows to the SuperLink."""
 ENROLLED, REVOKED = "enrolled", "revoked"
 DAYS = 397
 """How long a certificate is good, unless said otherwise: thirteen months, so that a renewal a year is in time."""
@@ -100,7 +104,8 @@ class Consortium:
             client = authority.client(own.public_key(), COORDINATOR, COORDINATOR, days)
             atomic.write_text(made / "coordinator/client.crt", certificates.pem(client))
             Signer.create(_made(made / "keys") / "checkpoint.pem")
-            for name_ in ("sites", "kits", "proposals", "run", "runs"):
+            atomic.write_bytes(made / EXECUTOR, secrets.token_hex(32).encode())
+            for name_ in ("sites", "kits", "proposals", "public", "run", "runs"):
                 _made(made / name_)
             facts = {"name": name, "address": address, "created": today()}
             atomic.write_json(made / "consortium.json", facts)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 import socket
 import ssl
 import sys
@@ -19,17 +18,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pm1_core import atomic, supervisor
+from pm1_core import supervisor
 from pm1_core.errors import BoundError, ConfigError
 from pm1_core.supervisor import Service
 from pm1_core.validate import refusal
-from server.consortium import Consortium
+from server.consortium import EXECUTOR, Consortium
 
 GATEWAY, GUARD, SUPERLINK, PAGE = "PM1_GATEWAY", "PM1_GUARD", "PM1_SUPERLINK", "PM1_PAGE"
 ADDRESSES = {GUARD: "127.0.0.1:8001", SUPERLINK: "127.0.0.1:8000", PAGE: "127.0.0.1:8080"}
 """Environment variable -> where a service listens if it is not set; the gateway on all addresses, at its port."""
 SERVICES = ("superlink", "executor", "guard", "gateway", "page")
-_SECRET = "keys/executor.secret"
 
 
 def start(consortium: Consortium, names: Sequence[str]) -> int:
@@ -39,7 +37,6 @@ def start(consortium: Consortium, names: Sequence[str]) -> int:
     """
     os.umask(0o077)
     _ = consortium.facts
-    _secret(consortium)
     if len(names) == 1:
         return _foreground(consortium, names[0])
     run = (consortium.folder / "run").resolve()
@@ -121,7 +118,7 @@ def _flower(consortium: Consortium, name: str) -> list[str]:
     """The command of Flower's own processes."""
     folder, (host, port) = consortium.folder.resolve(), address(SUPERLINK)
     binaries, ca = Path(sys.executable).parent, str(folder / "ca/ca.crt")
-    secret = ["--superexec-auth-secret-file", str(folder / _SECRET)]
+    secret = ["--superexec-auth-secret-file", str(folder / EXECUTOR)]
     if name == "executor":
         command = [str(binaries / "flower-superexec"), "--runtime-api-address", f"{host}:{port}"]
         return [*command, "--root-certificates", ca, *secret]
@@ -166,13 +163,6 @@ async def _serve_guard(consortium: Consortium) -> None:
         await uvicorn.Server(config).serve()
     ended.set()
     registrar.join(10)
-
-
-def _secret(consortium: Consortium) -> None:
-    """What the executor shows to the SuperLink: made once, of mode 0600."""
-    file = consortium.folder / _SECRET
-    if not file.exists():
-        atomic.write_bytes(file, secrets.token_hex(32).encode())
 
 
 def _has_page() -> bool:
