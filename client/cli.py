@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from client import door_commands, enrol_commands, privacy_commands
+from client import door_commands, enrol_commands, fetch_commands, privacy_commands
 from pm1_core.command import grammar, guarded
 from pm1_core.signing import PASSPHRASE, Signer, public_file
 
@@ -49,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--json", action="store_true", help="print the outcome as JSON on standard output")
     privacy_commands.add_parser(commands)
     door_commands.add_parser(commands)
+    fetch_commands.add_parser(commands)
     key = commands.add_parser("key", help="make the site's identity key, which secure aggregation needs")
     key.add_argument(
         "file", type=Path, help="the private key; the public one is written beside it as FILE.pub"
@@ -68,6 +69,9 @@ def _run(options: argparse.Namespace) -> None:
         return
     if options.command in enrol_commands.COMMANDS:
         enrol_commands.run(options)
+        return
+    if options.command in fetch_commands.COMMANDS:
+        fetch_commands.run(options)
         return
     if options.command in door_commands.COMMANDS:
         door_commands.run(options)

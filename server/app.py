@@ -1,8 +1,8 @@
 """The Flower ServerApp of a coordinator: a study, over whatever sites are connected.
 
-In a deployment the run configuration names files of the coordinator's machine: `study` (the resolved study,
-as `pm1-server study resolve` writes it) and `definition` (the study definition that all sites share), `run`, the folder of
-the run, and `key`, the private key that checkpoints are signed with (`pm1-server key`); `tasks` lists tasks of
+In a deployment the run configuration names files of the coordinator's machine: `study` (the resolved study, as
+`pm1-server study resolve` writes it) and `definition` (the study definition that all sites share), `run`, the
+folder of the run, and `key`, the private key that checkpoints are signed with (`pm1-server key`); `tasks` lists tasks of
 installed packages that the study may name. Simulations build an app from objects with `make_app`.
 """
 
@@ -43,7 +43,9 @@ def from_run_config(grid: Grid, context: Context) -> Coordinator:
     file = Path(str(context.run_config["study"])).resolve()
     if not file.is_file():
         raise ConfigError(
-            refusal(f"--run-config, study={file}", "found no such file", "write it with pm1-server study resolve")
+            refusal(
+                f"--run-config, study={file}", "found no such file", "write it with pm1-server study resolve"
+            )
         )
     study = Study.from_json(file.read_text())
     summary = load_definition(Path(str(context.run_config["definition"]))).summary

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from pm1_core.checkpoint import Checkpoint, CheckpointFolder
 from pm1_core.signing import Signer, Trust
+from server.consortium import Consortium
 from server.differences import compare
+from server.publication import SHORT, publish
 from server.registry import KEY, LATEST, Registry
 from server.releases import Release
 from server.shards import bytes_of
@@ -77,6 +79,10 @@ def add_parser(commands: Subcommands) -> None:
     export.add_argument(
         "--mlflow-name", metavar="NAME", help="name of the registered model; default: the study's"
     )
+    publish = action("publish", "let every site of the consortium fetch a release", _publish)
+    publish.add_argument(
+        "--folder", type=Path, default=Consortium.default(), help="the consortium's folder (%(default)s)"
+    )
     start = action("start", "let a new run start from what another one released", _start)
     start.add_argument(
         "--origin", type=Path, required=True, metavar="FOLDER", help="another run, or an export"
@@ -85,7 +91,7 @@ def add_parser(commands: Subcommands) -> None:
     start.add_argument(
         "--key", type=Path, action="append", required=True, metavar="PUB", help="who must have signed"
     )
-    for parser in (show, promote, export):
+    for parser in (show, promote, export, publish):
         parser.add_argument(
             "checkpoint", nargs="?", default=LATEST, metavar="CHECKPOINT", help="default: latest"
         )
@@ -265,6 +271,17 @@ def _export(options: argparse.Namespace) -> None:
     print(f"{done.tensors} tensors, {done.parameters:,} parameters in {done.folder}")
     if version:
         print(f"registered as version {version}")
+
+
+def _publish(options: argparse.Namespace) -> None:
+    consortium, registry = Consortium(options.folder), Registry(options.run)
+    _ = consortium.facts
+    checkpoint = registry.find("released" if options.checkpoint == LATEST else options.checkpoint)
+    folder = publish(registry, checkpoint, consortium.folder / "public")
+    if options.json:
+        print_json({"folder": str(folder), "hash": checkpoint.hash})
+        return
+    print(f"{folder}: sites get it with pm1-site fetch {checkpoint.hash[:SHORT]}")
 
 
 def _start(options: argparse.Namespace) -> None:
