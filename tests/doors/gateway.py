@@ -34,6 +34,8 @@ def gateway(
         port=port,
         log_level="critical",
         ws="none",
+        log_config=None,
+        loop="asyncio",
         ssl_certfile=consortium.folder / "gateway/server.crt",
         ssl_keyfile=consortium.folder / "gateway/server.key",
         ssl_ca_certs=str(consortium.folder / "ca/ca.crt"),

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from client.audit import LEFT, STOPPED, Audit, today
+from client.audit import LEFT, NAME, STOPPED, Audit, today
 from client.cli import main
 from pm1_core.errors import StateError
 
 
 def _written(folder: Path) -> Audit:
-    audit = Audit(folder / "audit.jsonl")
+    audit = Audit(folder / NAME)
     for number in range(4):
         audit.write(LEFT, {"study": "retina", "phase": "fusion", "round": number, "bytes": 100})
     audit.write(STOPPED, {"what": "train", "reason": "it has no ticket"})
@@ -57,7 +57,7 @@ def test_a_line_that_is_tampered_with_is_found(
 def test_a_log_that_was_put_back_is_found_by_a_hash_that_was_written_down(tmp_path: Path) -> None:
     """Both files at once, as from a backup."""
     audit = _written(tmp_path)
-    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    before = {file: file.read_bytes() for file in (tmp_path / NAME).parent.iterdir()}
     audit.write(LEFT, {"bytes": 1})
     digest = audit.verify().digest
     for file, content in before.items():
@@ -69,7 +69,7 @@ def test_a_log_that_was_put_back_is_found_by_a_hash_that_was_written_down(tmp_pa
 
 def test_bytes_of_today_are_those_that_left_whoever_wrote_them(tmp_path: Path) -> None:
     """Two processes write to one log."""
-    audit, other = _written(tmp_path), Audit(tmp_path / "audit.jsonl")
+    audit, other = _written(tmp_path), Audit(tmp_path / NAME)
     other.write(LEFT, {"bytes": 11})
     assert audit.bytes_on(today()) == other.bytes_on(today()) == 411
     assert audit.bytes_on("2020-01-01") == 0
