@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from client.door import Door
 
 SERVICES = ("door", "supernode", "page")
-PROXY = "PM1_PROXY"
+PROXY, STORE, MORE = "PM1_PROXY", "PM1_STORE", "PM1_NODE_CONFIG"
 _NEEDED = (
     "site.json",
     "keys/node.key",
@@ -145,7 +145,7 @@ def node_config(folder: SiteFolder) -> str:
     """
     tasks = sorted({name for one in approvals(folder) for name in one.proposal.tasks})
     values = {
-        "store": folder.facts.get("store") or str(folder.file("store")),
+        "store": os.environ.get(STORE) or str(folder.file("store")),
         "folder": str(folder.file("state")),
         "trust": str(folder.file("coordinator.pub")),
         "identity": str(folder.file("keys/identity.pem")),
@@ -160,7 +160,8 @@ def node_config(folder: SiteFolder) -> str:
     for name, value in values.items():
         if set(value) & set("\"'\\\n"):
             raise ConfigError(refusal(f"path of {name}", f"found {value!r}", "use a path without quotes"))
-    return " ".join(f'{name}="{value}"' for name, value in values.items() if value)
+    given = [f'{name}="{value}"' for name, value in values.items() if value]
+    return " ".join([*given, *os.environ.get(MORE, "").split()])
 
 
 def health(folder: SiteFolder, name: str) -> dict[str, Any]:
