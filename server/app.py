@@ -1,10 +1,10 @@
 """The Flower ServerApp of a coordinator: a study, over whatever sites are connected.
 
 In a deployment the run configuration names files of the coordinator's machine: `study` (the resolved study, as
-In a deployment the run configuration names files of the coordinator's machine: `study` (the resolved study, as
 `pm1-server study resolve` writes it) and `definition` (the study definition that all sites share), `run`, the
 folder of the run, and `key`, the private key that checkpoints are signed with (`pm1-server key`); `tasks` lists
 tasks of installed packages that the study may name. Simulations build an app from objects with `make_app`.
+"""
 
 from __future__ import annotations
 
