@@ -34,7 +34,7 @@ class Came:
 
     study: approval of its run; since: when it came, seconds; objects: ids of its tree; metadata: as it came
     tickets: of answers to it, oldest first; sent: id of the reply that left, "" before
-    pushed: ids of that reply's objects
+    pushed: ids of that reply's objects; session: under which the coordinator takes them
     """
 
     study: str
@@ -44,6 +44,7 @@ class Came:
     tickets: tuple[Ticket, ...] = ()
     sent: str = ""
     pushed: tuple[str, ...] = ()
+    session: str = ""
 
 
 @dataclass
@@ -150,10 +151,15 @@ class Desk:
         self.came[name] = replace(self.came[name], sent=tree.object_id, pushed=objects)
         self._save()
 
-    def require_pushed(self, run: int | None, object_id: str) -> Came:
+    def taken(self, reply_to: str, session: str) -> None:
+        """Note the session in which the coordinator takes the objects of an answer."""
+        self.came[reply_to] = replace(self.came[reply_to], session=session)
+        self._save()
+
+    def require_pushed(self, run: int | None, object_id: str, session: str) -> Came:
         """The message to whose answer an object belongs. Raises PrivacyError if no answer that left has it."""
         for came in self.came.values():
-            if came.metadata["run_id"] == run and object_id in came.pushed:
+            if (came.metadata["run_id"], came.session) == (run, session) and object_id in came.pushed:
                 return came
         raise _stopped("object", "no answer that left has it", "send the answer first")
 

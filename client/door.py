@@ -20,13 +20,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
 import httpx
+from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL
 from flwr.proto import fleet_pb2, message_pb2
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect
@@ -34,14 +34,15 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from client.approvals import NOT_APPROVED, Approvals, Approved
-from client.audit import LEFT, REFUSED, STOPPED, Audit, today
+from client.approvals import NOT_APPROVED, Approvals
+from client.audit import LEFT, REFUSED, STOPPED, Audit
 from client.desk import Desk
-from client.policy import Answer, Policy
+from client.office import Office
+from client.policy import Policy
 from client.runs import Runs
-from client.tickets import Question, Ticket
+from client.tickets import Ticket
 from client.upstream import Upstream
-from pm1_core.errors import InputError, PM1Error, PrivacyError, StateError
+from pm1_core.errors import PM1Error, PrivacyError, StateError
 from pm1_core.validate import refusal
 from strategies import fleet
 from strategies.fleet import MEDIA_TYPE, CallError, Request
@@ -52,7 +53,6 @@ STOPPED_HERE = 241
 
 _QUIET = 60.0  # seconds for which a refusal with the same reason is not written down again
 _STOPPED = "stopped at the site's door; details stay at the site"
-_LONGEST_SESSION = 128
 _HASHED_AT_ONCE = 1 << 20
 
 
@@ -74,9 +74,9 @@ class Door:
     ) -> None:
         self.upstream = upstream
         self.desk = desk
-        self.approvals = approvals
         self.audit = audit
         self.policy = policy
+        self.office = Office(desk, approvals, audit, policy)
         self.public_key = public_key
         self.runs = Runs(approvals, policy, upstream.ask)
         self.heartbeat = 0.0
@@ -90,52 +90,6 @@ class Door:
                 Route("/{path:path}", self._call, methods=["GET", "POST", "PUT", "PATCH", "DELETE"]),
             ]
         )
-
-    # The ticket service.
-
-    async def permit(self, content: Mapping[str, Any]) -> None:
-        """Raise PM1Error unless an order may be worked on, or released."""
-        asked = Question.of(content)
-        approved = self._approved(asked.run, asked.reply_to, asked.config)
-        try:
-            order = json.loads(asked.order)
-        except (ValueError, RecursionError):
-            order = None
-        if not isinstance(order, dict):
-            raise InputError(refusal("question, order", "found no order", "send Order.to_json()"))
-        approved.require_order(order)
-        phase = str(order["phase"])
-        answer = Answer(approved.study, phase, 0, asked.people, asked.tensors, asked.sites)
-        self.policy().require(answer)
-
-    async def ticket(self, content: Mapping[str, Any]) -> None:
-        """Keep a ticket, or raise PM1Error."""
-        ticket = Ticket.of(content)
-        approved = self._approved(ticket.run, ticket.reply_to, ticket.config if ticket.objects else None)
-        policy = self.policy()
-        for line in ticket.lines:
-            if line["study"] != approved.study:
-                raise PrivacyError(
-                    refusal("ticket, study", f"found {line['study']!r}", "name that of the run")
-                )
-            if line["phase"]:
-                policy.require(Answer(approved.study, line["phase"]))
-        if any(line["bytes"] or line["figures"] for line in ticket.lines):
-            policy.require_hours(datetime.now())
-            policy.require_bytes(ticket.bytes, await asyncio.to_thread(self.audit.bytes_on, today()))
-        self.desk.add(ticket)
-
-    def _approved(self, run: int, reply_to: str, config: str | None) -> Approved:
-        """The approval under which a message came. Raises PrivacyError if it is gone, or of another study."""
-        name = self.desk.answered(run, reply_to).study
-        found = next((one for one in self.approvals if one.name == name), None)
-        if found is None:
-            raise PrivacyError(refusal("study", "its approval was withdrawn", "ask the site's IT"))
-        if config is not None and config != found.proposal.config:
-            raise PrivacyError(
-                refusal("study", "the answer is for another one", "propose the study that is run")
-            )
-        return found
 
     # Calls of the SuperNode.
 
@@ -171,7 +125,7 @@ class Door:
             return await self._activate(request, passed)
         self.desk.require_node(request.caller)
         message = request.message
-        if call.name == "pull-messages":
+        if call.name == "pull-messages" and not message.message_ids:
             return await self._pull(request, passed)
         if call.name == "push-messages":
             return await self._push(request, passed)
@@ -189,14 +143,19 @@ class Door:
         if call.name in ("pull-object", "confirm-message-received"):
             whole = call.name != "pull-object"
             came = self.desk.require_came(request.run, request.objects[0], whole)
-            self._require_standing(came.study)
+            self.office.require_standing(came.study)
         if call.name == "pull-object" and message.object_id in self.desk.came:
             answer = await self.upstream.ask(call, message, passed)
             if answer.object_available:
                 self.desk.note_root(message.object_id, answer.object_content)
             return _answer(answer)
         if call.name == "send-node-heartbeat":
+            _require_usual(message.heartbeat_interval)
             self.heartbeat = time.time()
+        elif call.name not in ("push-object", "pull-object", "confirm-message-received", "deactivate-node"):
+            raise PrivacyError(
+                refusal(call.name, "it asks for more than a SuperNode does", "use Flower 1.41")
+            )
         return await self.upstream.stream(request, passed)
 
     async def _activate(self, request: Request, passed: Mapping[str, str]) -> Response:
@@ -242,7 +201,7 @@ class Door:
         run, reply_to = message.metadata.run_id, message.metadata.reply_to_message_id
         came = self.desk.answered(run, reply_to)
         try:
-            self._require_standing(came.study)
+            self.office.require_standing(came.study)
             ticket, again = self.desk.ticket_for(message, tree)
         except PrivacyError as error:
             await self._write(STOPPED, run=run, what=str(came.metadata["message_type"]), reason=str(error))
@@ -254,26 +213,24 @@ class Door:
             await self._write(LEFT, run=run, **facts, again=again)
         self.desk.leaves(message, tree)
         del given.clientapp_runtime_list[:]  # how long it took tells of how many people there are
-        body = given.SerializeToString(deterministic=True)
-        return await self.upstream.stream(Request(request.call, given, body), passed)
+        answer = await self.upstream.ask(request.call, given, passed)
+        self.desk.taken(reply_to, answer.session_id)
+        return _answer(answer)
 
     async def _require_object(self, request: Request) -> None:
         """Raise PrivacyError unless an object belongs to an answer that may leave, and is what its id says."""
-        came = self.desk.require_pushed(request.run, request.message.object_id)
-        self._require_standing(came.study)
+        message = request.message
+        came = self.desk.require_pushed(request.run, message.object_id, message.session_id)
+        self.office.require_standing(came.study)
         content = request.content or memoryview(b"")
         if len(content) > _HASHED_AT_ONCE:
             digest = await asyncio.to_thread(lambda: hashlib.sha256(content).hexdigest())
         else:
             digest = hashlib.sha256(content).hexdigest()
-        if digest != request.message.object_id or len(request.message.session_id) > _LONGEST_SESSION:
+        if digest != message.object_id:
             raise PrivacyError(
                 refusal("object", "its content is not that of its id", "send what was announced")
             )
-
-    def _require_standing(self, study: str) -> None:
-        if not any(one.name == study for one in self.approvals):
-            raise PrivacyError(refusal("study", "its approval was withdrawn", "ask the site's IT"))
 
     # The log.
 
@@ -304,6 +261,13 @@ def _facts(ticket: Ticket, message: message_pb2.Message) -> list[dict[str, Any]]
             facts["epsilon"] = sum(item["epsilon"] for item in charges if item["unit"] == facts["unit"])
         found.append(facts)
     return found or [{"what": "nothing of people", "bytes": 0}]
+
+
+def _require_usual(interval: float) -> None:
+    """A number that Flower does not change says nothing."""
+    if interval != HEARTBEAT_DEFAULT_INTERVAL:
+        found = f"an interval of {interval} s"
+        raise PrivacyError(refusal("heartbeat", found, f"use {HEARTBEAT_DEFAULT_INTERVAL} s"))
 
 
 def _answer(message: Any) -> Response:

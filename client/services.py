@@ -116,7 +116,7 @@ async def serve_door(folder: SiteFolder) -> None:
     config.load()
     assert config.ssl is not None
     config.ssl.minimum_version = ssl.TLSVersion.TLSv1_3
-    tickets = server(joined(*address(TICKETS)), opened.permit, opened.ticket)
+    tickets = server(joined(*address(TICKETS)), opened.office.permit, opened.office.ticket)
     await tickets.start()
     try:
         opened.audit.write(STARTED, {"what": f"door of {folder.name} on {joined(host, port)}"})

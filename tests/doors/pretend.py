@@ -208,7 +208,9 @@ class Site:
 
     async def activate(self) -> None:
         """Start the SuperNode."""
-        answer = await self.call("activate-node", fleet_pb2.ActivateNodeRequest(public_key=KEY))
+        answer = await self.call(
+            "activate-node", fleet_pb2.ActivateNodeRequest(public_key=KEY, heartbeat_interval=30)
+        )
         assert answer.status_code == 200, answer.text
 
     async def call(self, name: str, message: Any) -> httpx.Response:

@@ -101,7 +101,7 @@ def test_any_json_to_the_ticket_service_is_a_refusal(site: Site, content: Any) -
     line = {"what": "train", "study": "retina", "phase": "fusion", "round": 1, "bytes": 1}
     ticket |= {"lines": [{**line, "sha256": [], "figures": 0, "charges": []}]}
     changed = {**ticket, **(content if isinstance(content, dict) else {"lines": content})}
-    for asked in (site.door.ticket, site.door.permit):
+    for asked in (site.door.office.ticket, site.door.office.permit):
         assert _sentence(asked, changed)[-1:] in ("", ".")
     site.audit.verify()
 

@@ -41,7 +41,7 @@ def test_an_answer_with_a_ticket_leaves_as_it_was_made_and_is_written_down(tmp_p
     async def story(site: Site) -> None:
         assert [m.metadata.message_id for m in await site.pull()] == [asked.metadata.message_id]
         reply = Reply.to(asked, numbers(1.0, 2.0))
-        await site.door.ticket(site.ticket(reply))
+        await site.door.office.ticket(site.ticket(reply))
         assert (await site.push(reply)).status_code == 200
         assert (await site.push(reply)).status_code == 200
         assert site.coordinator.received == reply.objects
@@ -64,7 +64,7 @@ def test_a_release_that_is_asked_for_again_leaves_again(tmp_path: Path) -> None:
             asked = site.coordinator.ask()
             await site.pull()
             reply = Reply.to(asked, numbers(1.0))
-            await site.door.ticket(site.ticket(reply))
+            await site.door.office.ticket(site.ticket(reply))
             assert (await site.push(reply)).status_code == 200
 
     _play(site, story)
@@ -160,11 +160,11 @@ def test_a_withdrawn_approval_counts_at_once(tmp_path: Path) -> None:
     async def story(site: Site) -> None:
         await site.pull()
         reply = Reply.to(asked, numbers(1.0))
-        await site.door.ticket(site.ticket(reply))
+        await site.door.office.ticket(site.ticket(reply))
         site.approvals.withdraw(name)
         assert (await site.push(reply)).status_code == 403
         with pytest.raises(PrivacyError, match="withdrawn"):
-            await site.door.ticket(site.ticket(reply))
+            await site.door.office.ticket(site.ticket(reply))
         site.coordinator.ask()
         assert await site.pull() == []
 
@@ -181,7 +181,7 @@ def test_a_push_without_a_ticket_is_stopped_and_an_error_goes_in_its_place(tmp_p
     async def story(site: Site) -> None:
         await site.pull()
         honest, other = Reply.to(asked, numbers(1.0)), Reply.to(asked, numbers(6.0, 6.0))
-        await site.door.ticket(site.ticket(honest))
+        await site.door.office.ticket(site.ticket(honest))
         assert (await site.push(other)).status_code == 403
 
     _play(site, story)
@@ -230,7 +230,7 @@ def test_an_answer_that_says_more_than_it_must_is_stopped(
 
     async def story(site: Site) -> None:
         await site.pull()
-        await site.door.ticket(site.ticket(Reply.to(asked, numbers(1.0))))
+        await site.door.office.ticket(site.ticket(Reply.to(asked, numbers(1.0))))
         assert (await site.push(spoil(asked))).status_code == 403
 
     _play(site, story)
@@ -247,10 +247,10 @@ def test_an_answer_to_no_message_or_to_another_run_is_stopped(tmp_path: Path) ->
         reply = Reply.to(asked, numbers(1.0))
         assert (await site.push(reply)).status_code == 403
         with pytest.raises(PrivacyError):
-            await site.door.ticket(site.ticket(reply))
+            await site.door.office.ticket(site.ticket(reply))
         await site.pull()
         with pytest.raises(PrivacyError):
-            await site.door.ticket(site.ticket(Reply.to(asked, numbers(1.0), run_id=12)))
+            await site.door.office.ticket(site.ticket(Reply.to(asked, numbers(1.0), run_id=12)))
 
     _play(site, story)
     assert site.coordinator.pushed == []
@@ -265,12 +265,12 @@ def test_a_second_answer_to_one_message_is_stopped(tmp_path: Path) -> None:
     async def story(site: Site) -> None:
         await site.pull()
         first, second = Reply.to(asked, numbers(1.0)), Reply.to(asked, numbers(2.0))
-        await site.door.ticket(site.ticket(first))
-        await site.door.ticket(site.ticket(second))
+        await site.door.office.ticket(site.ticket(first))
+        await site.door.office.ticket(site.ticket(second))
         assert (await site.push(first)).status_code == 200
         assert (await site.push(second)).status_code == 403
         with pytest.raises(PrivacyError, match="left already"):
-            await site.door.ticket(site.ticket(second))
+            await site.door.office.ticket(site.ticket(second))
 
     _play(site, story)
 
@@ -292,7 +292,7 @@ def test_objects_pass_only_of_an_announced_answer_and_with_the_content_of_their_
         reply = Reply.to(asked, numbers(1.0))
         name, content = next(iter(reply.objects.items()))
         assert await push(name, content) == 403
-        await site.door.ticket(site.ticket(reply))
+        await site.door.office.ticket(site.ticket(reply))
         assert (await site.push(reply)).status_code == 200
         assert await push(name, content + b"more") == 403
         secret = b"a row of a person"
@@ -350,7 +350,7 @@ def test_tasks_that_the_first_object_names_are_answered_to(tmp_path: Path) -> No
         wanted = message_pb2.PullObjectRequest(node=node(), run_id=RUN, object_id=name)
         assert (await site.call("pull-object", wanted)).status_code == 200
         reply = Reply.to(asked, numbers(1.0), dst_task_id=77)
-        await site.door.ticket(site.ticket(reply))
+        await site.door.office.ticket(site.ticket(reply))
         assert (await site.push(reply)).status_code == 200
 
     _play(site, story)
@@ -365,7 +365,7 @@ def test_an_error_reply_needs_a_ticket_for_its_very_words(tmp_path: Path) -> Non
     async def story(site: Site) -> None:
         await site.pull()
         reply = Reply.to(first, None)
-        await site.door.ticket(site.ticket(reply))
+        await site.door.office.ticket(site.ticket(reply))
         assert (await site.push(reply)).status_code == 200
         assert (await site.push(Reply.to(second, None))).status_code == 403
 
@@ -415,6 +415,31 @@ def test_what_travels_beside_the_fields_of_a_call_is_refused(tmp_path: Path) -> 
     assert site.coordinator.calls == ["activate-node"]
 
 
+def test_fields_that_could_say_something_have_the_value_that_flower_gives_them(tmp_path: Path) -> None:
+    """The interval of heartbeats, ids that are asked for, a session that the coordinator did not name."""
+    site = Site(tmp_path)
+    site.approve()
+    asked = site.coordinator.ask()
+
+    async def story(site: Site) -> None:
+        loud = heartbeat()
+        loud.heartbeat_interval = 30.123456
+        assert (await site.call("send-node-heartbeat", loud)).status_code == 403
+        named = fleet_pb2.PullMessagesRequest(node=node(), message_ids=["a row of a person"])
+        assert (await site.call("pull-messages", named)).status_code == 403
+        await site.pull()
+        reply = Reply.to(asked, numbers(1.0))
+        await site.door.office.ticket(site.ticket(reply))
+        assert (await site.push(reply)).status_code == 200
+        name, content = next(iter(reply.objects.items()))
+        pushed = message_pb2.PushObjectRequest(
+            node=node(), run_id=RUN, object_id=name, object_content=content, session_id="a row of a person"
+        )
+        assert (await site.call("push-object", pushed)).status_code == 403
+
+    _play(site, story)
+
+
 def test_headers_of_flower_pass_and_no_others(tmp_path: Path) -> None:
     """Cookies, forwarding, and what anybody may add stay here."""
     assert set(fleet.headers({"flwr-timestamp": "now", "cookie": "secret", "x-more": "secret"})) == {
@@ -433,8 +458,8 @@ def test_a_door_that_was_restarted_lets_the_answer_pass(tmp_path: Path) -> None:
     async def story(site: Site) -> None:
         await site.pull()
         reply = Reply.to(asked, numbers(1.0))
-        await site.door.ticket(site.ticket(reply))
-        site.door.desk = Desk.at(site.door.desk.file)
+        await site.door.office.ticket(site.ticket(reply))
+        site.door.desk = site.door.office.desk = Desk.at(site.door.desk.file)
         assert (await site.push(reply)).status_code == 200
 
     _play(site, story)
@@ -467,7 +492,7 @@ def test_where_the_log_cannot_be_written_nothing_leaves(
     async def story(site: Site) -> None:
         await site.pull()
         reply = Reply.to(asked, numbers(1.0))
-        await site.door.ticket(site.ticket(reply))
+        await site.door.office.ticket(site.ticket(reply))
         monkeypatch.setattr(site.audit, "write", full)
         assert (await site.push(reply)).status_code == 503
 
@@ -493,7 +518,7 @@ def test_an_order_that_the_approved_study_does_not_have_is_not_worked_on(tmp_pat
 
     async def story(site: Site) -> None:
         await site.pull()
-        await site.door.permit(question)
+        await site.door.office.permit(question)
         changes: list[dict[str, Any]] = [
             {"order": order(phase="rows")},
             {"order": order(task="statistics")},
@@ -507,7 +532,7 @@ def test_an_order_that_the_approved_study_does_not_have_is_not_worked_on(tmp_pat
         ]
         for change in changes:
             with pytest.raises(PM1Error):
-                await site.door.permit({**question, **change})
+                await site.door.office.permit({**question, **change})
 
     _play(site, story)
 
@@ -535,7 +560,7 @@ def test_an_order_against_the_policy_is_refused_with_bound_and_remedy(
     async def story(site: Site) -> None:
         await site.pull()
         with pytest.raises(PrivacyError, match=f"policy of this site, {key}: .*the bound is .*; .*"):
-            await site.door.permit(question)
+            await site.door.office.permit(question)
 
     _play(site, story)
 
@@ -552,9 +577,9 @@ def test_bytes_of_a_day_are_counted_over_all_answers(tmp_path: Path) -> None:
             reply = Reply.to(asked, numbers(float(number)))
             if number == 2:
                 with pytest.raises(PrivacyError, match="3000 bytes would have left today, the bound is 2500"):
-                    await site.door.ticket(site.ticket(reply))
+                    await site.door.office.ticket(site.ticket(reply))
                 continue
-            await site.door.ticket(site.ticket(reply))
+            await site.door.office.ticket(site.ticket(reply))
             assert (await site.push(reply)).status_code == 200
 
     _play(site, story)
@@ -574,9 +599,9 @@ def test_outside_the_hours_nothing_is_fetched_and_no_release_leaves(tmp_path: Pa
         assert await site.pull() == []
         assert len(site.coordinator.calls) == calls
         with pytest.raises(PrivacyError, match="hours"):
-            await site.door.ticket(site.ticket(Reply.to(asked, numbers(1.0))))
+            await site.door.office.ticket(site.ticket(Reply.to(asked, numbers(1.0))))
         refused = Reply.to(asked, None)
-        await site.door.ticket(site.ticket(refused))
+        await site.door.office.ticket(site.ticket(refused))
         assert (await site.push(refused)).status_code == 200
 
     _play(site, story)

@@ -122,21 +122,41 @@ def test_the_door_talks_to_the_consortium_alone_and_over_tls_1_3(
         door.enter_context(door_process(site, "door"))
         with gateway(coordinator, stranger, port):
             assert (
-                _call(site, "activate-node", fleet_pb2.ActivateNodeRequest(public_key=key)).status_code == 503
+                _call(
+                    site,
+                    "activate-node",
+                    fleet_pb2.ActivateNodeRequest(public_key=key, heartbeat_interval=30),
+                ).status_code
+                == 503
             )
         with gateway(coordinator, consortium, port, newest="1.2"):
             assert (
-                _call(site, "activate-node", fleet_pb2.ActivateNodeRequest(public_key=key)).status_code == 503
+                _call(
+                    site,
+                    "activate-node",
+                    fleet_pb2.ActivateNodeRequest(public_key=key, heartbeat_interval=30),
+                ).status_code
+                == 503
             )
         assert coordinator.calls == []
         assert main(["health", "door", "--folder", str(site.path)]) == 1
         assert "coordinator: ConnectError" in capsys.readouterr().err
         with gateway(coordinator, consortium, port):
             assert (
-                _call(site, "activate-node", fleet_pb2.ActivateNodeRequest(public_key=KEY)).status_code == 403
+                _call(
+                    site,
+                    "activate-node",
+                    fleet_pb2.ActivateNodeRequest(public_key=KEY, heartbeat_interval=30),
+                ).status_code
+                == 403
             )
             assert (
-                _call(site, "activate-node", fleet_pb2.ActivateNodeRequest(public_key=key)).status_code == 200
+                _call(
+                    site,
+                    "activate-node",
+                    fleet_pb2.ActivateNodeRequest(public_key=key, heartbeat_interval=30),
+                ).status_code
+                == 200
             )
             assert _call(site, "send-node-heartbeat", heartbeat()).status_code == 200
             assert main(["health", "door", "--folder", str(site.path)]) == 0
@@ -171,7 +191,9 @@ def test_an_object_of_256_mib_passes_and_is_held_once(
         _call(
             site,
             "activate-node",
-            fleet_pb2.ActivateNodeRequest(public_key=public_key(site.file("keys/node.key"))),
+            fleet_pb2.ActivateNodeRequest(
+                public_key=public_key(site.file("keys/node.key")), heartbeat_interval=30
+            ),
         )
         asked = coordinator.ask()
         _call(site, "pull-messages", fleet_pb2.PullMessagesRequest(node=node()))
