@@ -1,4 +1,4 @@
-"""docker-compose.yml and the Dockerfile as the harness reads them: only what a process can be given without an engine.
+"""docker-compose.yml and the Dockerfile, as far as a process can be given what they say without an engine.
 
 `docker-compose config` is the judge of the file; here nothing is checked that it checks.
 """

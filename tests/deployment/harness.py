@@ -25,6 +25,7 @@ class Harness:
     """Services of `profile`, with the compose file's `variables`; logs and roots appear below `folder`.
 
     environment: further variables in every container
+    idle: no service does anything, so that one can look at what surrounds it
     """
 
     def __init__(
@@ -33,10 +34,14 @@ class Harness:
         profile: str,
         variables: Mapping[str, str],
         environment: Mapping[str, str] | None = None,
+        idle: bool = False,
     ) -> None:
         self.folder = folder
         self.composed = Composed.read(variables)
         self.services = self.composed.of(profile)
+        if idle:
+            nothing = ("sleep", "infinity")
+            self.services = [replace(service, command=nothing, health=("true",)) for service in self.services]
         self.containers: dict[str, Container] = {}
         self._environment = dict(environment or {})
         networks = {name for service in self.services for name in service.networks}

@@ -1,10 +1,10 @@
 """Containers without an engine: processes in namespaces of their own, as another user and without capabilities.
 
-A Switch stands for the machine's bridges, one for each network of the compose file; it is a network namespace of its
-own, so that nothing of it touches this machine's network. A Container is a service's own command line in new network,
-mount, process, IPC and host name namespaces, with a root file system that holds the system's programs, the image's
-folder and the service's mounts, and that is read-only where the file says so. All end with their first process, and
-that one ends with the process that runs the tests.
+A Switch stands for the machine's bridges, one for each network of the compose file; it is a network namespace of
+its own, so that nothing of it touches this machine's network. A Container is a service's own command line in new
+network, mount, process, IPC and host name namespaces. Its root holds the system's programs, the image's folder and
+the service's mounts, and is read-only where the file says so. All end with their first process, and that one with
+the process that runs the tests.
 
 IMAGE is the one place in which paths of the image are mapped to those of this machine.
 """
@@ -162,7 +162,17 @@ class Container:
 
     def run(self, command: Sequence[str], seconds: float = 120) -> subprocess.CompletedProcess[str]:
         """What `docker exec` does: a command as the container's user, in all of its namespaces."""
-        inside = ["nsenter", "--target", str(self.pid), "--all", "--root", "sh", "-c", self._run(command)]
+        inside = [
+            "nsenter",
+            "--target",
+            str(self.pid),
+            "--all",
+            "--root",
+            "--wd",
+            "sh",
+            "-c",
+            self._run(command),
+        ]
         return subprocess.run(inside, capture_output=True, text=True, check=False, timeout=seconds)
 
     def healthy(self) -> bool:
