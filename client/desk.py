@@ -20,12 +20,12 @@ from google.protobuf.message import DecodeError
 
 from client.tickets import Ticket, error_digest
 from pm1_core import atomic
-from pm1_core.errors import PrivacyError
+from pm1_core.errors import InputError, PrivacyError, StateError
 from pm1_core.validate import refusal
 from strategies.fleet import tree_ids
 
 _CLOCKS = 60.0  # seconds by which two processes of one machine may differ
-_KEPT = 1000
+_KEPT = 100  # messages that were answered, whose answers may be pushed again
 
 
 @dataclass(frozen=True)
@@ -57,17 +57,21 @@ class Desk:
 
     @staticmethod
     def at(file: Path) -> Desk:
-        """What was kept in `file`; nothing if there is none."""
+        """What was kept in `file`; nothing if there is none. Raises StateError if it is damaged."""
         if not file.exists():
             return Desk(file)
         content = atomic.read_json(file)
         came = {}
-        for name, item in content["came"].items():
-            tickets = tuple(Ticket.of(ticket) for ticket in item.pop("tickets"))
-            for key in ("objects", "pushed"):
-                item[key] = tuple(item[key])
-            came[name] = Came(**item, tickets=tickets)
-        return Desk(file, content["node"], came)
+        try:
+            for name, item in content["came"].items():
+                tickets = tuple(Ticket.of(ticket) for ticket in item.pop("tickets"))
+                for key in ("objects", "pushed"):
+                    item[key] = tuple(item[key])
+                came[name] = Came(**item, tickets=tickets)
+            return Desk(file, int(content["node"]), came)
+        except (AttributeError, KeyError, TypeError, ValueError, InputError):
+            remedy = "remove it: answers that are under way will be stopped, and asked for again"
+            raise StateError(refusal(file, "it is not what the door wrote", remedy)) from None
 
     def is_node(self, node: int) -> None:
         """Note the id that the coordinator gave this site's node."""

@@ -97,7 +97,7 @@ def _approve(folder: SiteFolder, options: argparse.Namespace) -> tuple[Any, str]
     shown, text = _shown(folder, approved)
     if not options.yes:
         print(text, file=sys.stderr if options.json else sys.stdout)
-        if input("Approve it? [y/N] ").strip().lower() not in ("y", "yes"):
+        if not _agreed():
             return {**shown, "approved": False}, "not approved"
         text = ""
     file = held.approve(approved)
@@ -108,6 +108,14 @@ def _approve(folder: SiteFolder, options: argparse.Namespace) -> tuple[Any, str]
     if approved.proposal.tasks:
         done += "\nStart the SuperNode again, so that it knows the installed tasks."
     return {**shown, "approved": True, "file": str(file)}, f"{text}\n{done}".strip()
+
+
+def _agreed() -> bool:
+    """Whether a person says yes. Raises InputError if there is none to ask."""
+    try:
+        return input("Approve it? [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        raise InputError(refusal("approve", "found nobody to ask", "use --yes")) from None
 
 
 def _shown(folder: SiteFolder, approved: Approved) -> tuple[dict[str, Any], str]:

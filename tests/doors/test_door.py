@@ -18,7 +18,7 @@ from pretend import KEY, NODE, RUN, Coordinator, Reply, Site, bundle, heartbeat,
 from client.desk import Desk
 from client.door import STOPPED_HERE, UNAPPROVED
 from client.policy import Policy
-from pm1_core.errors import PM1Error, PrivacyError
+from pm1_core.errors import PM1Error, PrivacyError, StateError
 from strategies import fleet
 
 Story = Callable[[Site], Awaitable[None]]
@@ -463,6 +463,16 @@ def test_a_door_that_was_restarted_lets_the_answer_pass(tmp_path: Path) -> None:
         assert (await site.push(reply)).status_code == 200
 
     _play(site, story)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"node": 1}', '{"node": "x", "came": {"a": {}}}', '{"came": 3}']
+)
+def test_a_damaged_desk_is_a_sentence(tmp_path: Path, content: str) -> None:
+    """Which says that it may be removed."""
+    (tmp_path / "desk.json").write_text(content)
+    with pytest.raises(StateError, match="remove it"):
+        Desk.at(tmp_path / "desk.json")
 
 
 def test_a_coordinator_that_is_away_is_no_refusal(tmp_path: Path) -> None:
