@@ -56,7 +56,8 @@ class Mount:
 class Service:
     """A service of the file.
 
-    networks: network -> further names that it has there; addresses: network -> address, where the file gives one
+    networks: network -> further names that it has there; addresses: network -> address, where the file gives one;
+    restarts: whether it is started again when it ends by itself
     """
 
     name: str
@@ -70,6 +71,7 @@ class Service:
     health: tuple[str, ...]
     after: tuple[str, ...]
     read_only: bool
+    restarts: bool
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,7 @@ def _service(name: str, content: Mapping[str, Any], image: Image) -> Service:
         tuple(test[1:]) if test[0] == "CMD" else (),
         tuple(content.get("depends_on", ())),
         bool(content.get("read_only")),
+        content.get("restart", "no") != "no",
     )
 
 

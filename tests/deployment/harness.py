@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -44,6 +44,7 @@ class Harness:
             self.services = [replace(service, command=nothing, health=("true",)) for service in self.services]
         self.containers: dict[str, Container] = {}
         self._environment = dict(environment or {})
+        self._killed: set[str] = set()
         networks = {name for service in self.services for name in service.networks}
         self.switch = Switch({name: self.composed.networks[name] for name in networks})
         # Every service has its addresses before the first starts, so that all names are known to all.
@@ -72,25 +73,40 @@ class Harness:
     def start(self, *names: str, seconds: float = 180) -> None:
         """Start services, all of the profile if none is named, and return when all are healthy.
 
-        Raises TimeoutError or AssertionError with the ends of their logs.
+        Raises TimeoutError with what their health checks say, and the ends of their logs.
         """
         chosen = [service for service in self.services if not names or service.name in names]
+        self._killed -= {service.name for service in chosen}
         for service in chosen:
             self.containers[service.name] = self._container(service)
-        end = time.monotonic() + seconds
         waiting = [service.name for service in chosen if service.health]
-        while waiting:
+
+        def healthy() -> bool:
             for name in list(waiting):
-                code = self.containers[name].code
-                assert code is None, f"{name} ended with {code}\n{self.tail(name)}"
                 if self.containers[name].healthy():
                     waiting.remove(name)
+            return not waiting
+
+        try:
+            self.await_("health", healthy, seconds)
+        except TimeoutError:
+            said = [self.containers[name].run(self.containers[name].service.health) for name in waiting]
+            told = "\n".join(done.stdout + done.stderr for done in said)
+            raise TimeoutError(f"{waiting} are not healthy\n{told}{self.tail(*waiting)}") from None
+
+    def await_(self, what: str, condition: Callable[[], bool], seconds: float) -> None:
+        """Return as soon as `condition` holds; services that end by themselves are started again meanwhile.
+
+        Raises TimeoutError naming `what`, with the ends of all logs.
+        """
+        end = time.monotonic() + seconds
+        while not condition():
+            for name, container in self.containers.items():
+                if container.code is not None and name not in self._killed and container.service.restarts:
+                    self.containers[name] = self._container(container.service)
             if time.monotonic() > end:
-                said = [self.containers[name].run(self.containers[name].service.health) for name in waiting]
-                told = "\n".join(done.stdout + done.stderr for done in said)
-                raise TimeoutError(
-                    f"{waiting} are not healthy after {seconds:.0f} s\n{told}{self.tail(*waiting)}"
-                )
+                raise TimeoutError(f"{what} did not come in {seconds:.0f} s\n{self.tail()}")
+            time.sleep(0.2)
 
     def run(self, name: str, *command: str, seconds: float = 300) -> str:
         """What `docker compose run --rm NAME COMMAND` does; what it printed. Raises AssertionError if it fails."""
@@ -113,7 +129,8 @@ class Harness:
         return self.containers[name].run(command)
 
     def kill(self, name: str) -> None:
-        """SIGKILL to a service and all that it started."""
+        """SIGKILL to a service and all that it started; it is not started again."""
+        self._killed.add(name)
         self.containers[name].kill()
 
     def address(self, name: str, network: str) -> str:
