@@ -19,6 +19,8 @@ Examples
   pm1-server init --name "Eyes and genes" --address pm1.example.org:8443
   pm1-server enrol leeds.request
   pm1-server study resolve study=ukb_eyepacs model=paper --out study.json
+  pm1-server study submit study.json --definition study.yaml
+  pm1-server study status --watch
   pm1-server key runs/first/keys/coordinator.pem
   pm1-server checkpoints verify runs/ukb_eyepacs-small
   pm1-server reference /data/panel-store --out panel.safetensors

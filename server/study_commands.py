@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pm1_core import atomic
+from server.consortium import Consortium
 
 if TYPE_CHECKING:
     from pm1_core.command import Subcommands
 
 _EPILOG = """\
 Examples
-  pm1-server study resolve study=ukb_eyepacs model=small --out study.json"""
+  pm1-server study resolve study=ukb_eyepacs model=small --out study.json
+  pm1-server study submit study.json --definition study.yaml --dry-run     # the proposal, for the sites to approve
+  pm1-server study submit study.json --definition study.yaml               # start it, or go on with it
+  pm1-server study status --watch
+  pm1-server study stop ukb_eyepacs"""
 
 
 def add_parser(commands: Subcommands) -> None:
@@ -35,6 +42,36 @@ def add_parser(commands: Subcommands) -> None:
     resolve.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     resolve.add_argument("--out", type=Path, help="write the resolved study to this file")
     resolve.add_argument("--json", action="store_true", help="print the resolved study as JSON")
+
+    def of_consortium(
+        name: str, text: str, handler: Callable[[argparse.Namespace], None]
+    ) -> argparse.ArgumentParser:
+        parser = action(name, text, handler)
+        folder = Consortium.default()
+        parser.add_argument(
+            "--folder", type=Path, default=folder, help="the consortium's folder (%(default)s)"
+        )
+        parser.add_argument("--json", action="store_true", help="print JSON on standard output")
+        return parser
+
+    submit = of_consortium("submit", "propose a study to the sites and start it, or go on with it", _submit)
+    submit.add_argument("study", type=Path, metavar="STUDY.json", help="what `study resolve --out` wrote")
+    submit.add_argument(
+        "--definition", type=Path, required=True, metavar="study.yaml", help="the study definition"
+    )
+    submit.add_argument("--run", default="", metavar="NAME", help="name of the run; default: the study's")
+    submit.add_argument(
+        "--tasks", default="", metavar="A,B", help="tasks of installed packages that it may name"
+    )
+    submit.add_argument(
+        "--app",
+        type=Path,
+        metavar="FOLDER",
+        help="root of PM1's source tree, if it was not installed from it",
+    )
+    submit.add_argument("--dry-run", action="store_true", help="write the proposal only")
+    stop = of_consortium("stop", "stop a run; it can be gone on with", _stop)
+    stop.add_argument("run", metavar="RUN", help="name of the run, or Flower's number")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -59,3 +96,37 @@ def _resolve(options: argparse.Namespace) -> None:
         print(f"{phase.name:<14} {phase.task:<12} {phase.rounds:>6} {phase.min_sites:>12}")
     if options.out:
         print(f"written to {options.out}")
+
+
+def _submit(options: argparse.Namespace) -> None:
+    from server.submission import prepared
+
+    tasks = options.tasks.split(",")
+    consortium = Consortium(options.folder)
+    made = prepared(consortium, options.study, options.definition, options.run, tasks, options.app)
+    before = made.proposed
+    again = before is not None and before != made.proposal
+    file = made.propose()
+    outcome = {"proposal": str(file), "bundle": made.proposal.bundle, "config": made.proposal.config}
+    lines = [f"proposal   {file}, for pm1-site approve"]
+    if again:
+        lines.append("           it is not what was proposed before: sites have to approve it again")
+    if not options.dry_run:
+        started = made.start()
+        outcome |= {**asdict(started), "run": str(started.run)}
+        lines += [
+            f"run        {started.name}, Flower's number {started.run}",
+            f"folder     {started.folder}",
+            f"watch it   pm1-server study status {started.name} --watch",
+        ]
+    print(json.dumps(outcome) if options.json else "\n".join(lines))
+
+
+def _stop(options: argparse.Namespace) -> None:
+    from server.submission import stop
+
+    found, stopped = stop(Consortium(options.folder), options.run)
+    text = f"run {found.name} (Flower's number {found.run}) "
+    text += "is stopped" if stopped else "had ended before"
+    text += "; its last checkpoint stays in force, and submitting the same study again goes on from there"
+    print(json.dumps({**asdict(found), "run": str(found.run)}) if options.json else text)
