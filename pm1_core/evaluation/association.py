@@ -190,8 +190,6 @@ def recovery(
     stronger = [locus for locus in loci(scan, window) if locus.log10_p > scan.log10_p[lead]]
     elsewhere = [x for x in stronger if x.chrom != chromosome or abs(x.pos - position) > window]
     first = here[0]
-    pair = _filled(dosages[:, [index - first, lead - first]])
-    r = float(np.corrcoef(pair, rowvar=False)[0, 1])
     return Recovery(
         chromosome,
         position,
@@ -200,9 +198,21 @@ def recovery(
         int(np.isfinite(scan.log10_p).sum()),
         1 + len(elsewhere),
         _locus(scan, lead),
-        r * r,
+        squared_correlation(dosages[:, index - first], dosages[:, lead - first]),
         bool(scan.log10_p[lead] >= -np.log10(GENOME_WIDE)),
     )
+
+
+def squared_correlation(one: np.ndarray, other: np.ndarray) -> float:
+    """r^2 of two SNPs, uint8 [n] each, over the people typed at both; 0 if one does not vary among them.
+
+    Linkage disequilibrium without phase: Rogers AR, Huff C (2009) Genetics 182:839-844.
+    """
+    typed = (one != MISSING_DOSAGE) & (other != MISSING_DOSAGE)
+    pair = np.stack([one, other])[:, typed].astype(np.float64)
+    if not typed.any() or (np.ptp(pair, axis=1) == 0).any():
+        return 0.0
+    return float(np.corrcoef(pair)[0, 1] ** 2)
 
 
 def _locus(scan: Scan, index: int) -> Locus:
