@@ -7,11 +7,14 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from client import door_commands, enrol_commands, fetch_commands, privacy_commands
+from client.folder import SiteFolder
 from pm1_core.command import grammar, guarded
+from pm1_core.errors import InputError
 from pm1_core.signing import PASSPHRASE, Signer, public_file
 
 if TYPE_CHECKING:
@@ -21,6 +24,7 @@ _EPILOG = """\
 Examples
   pm1-site init --site leeds
   pm1-site join leeds.kit
+  pm1-site check
   pm1-site check /data/site.yaml
   pm1-site prepare /data/site.yaml store=/data/store
   pm1-site privacy open /state --site leeds --epsilon 8 --delta 1e-5
@@ -35,7 +39,11 @@ def parser() -> argparse.ArgumentParser:
     root, commands = grammar("pm1-site", "A hospital's data, next to which PM1 is trained.", _EPILOG)
     enrol_commands.add_parser(commands)
     for name, text in (
-        ("check", "read everything the manifest names, say what is wrong with file and row, write nothing"),
+        (
+            "check",
+            "look at this machine and the way to the coordinator, and read everything the manifest names; "
+            "say what is wrong with what to do, write nothing",
+        ),
         ("prepare", "turn the files into a store that is read by memory map, with a report of every finding"),
         ("config", "print the composed configuration"),
     ):
@@ -47,6 +55,11 @@ def parser() -> argparse.ArgumentParser:
             help="the site's manifest, and what to change in the configuration",
         )
         sub.add_argument("--json", action="store_true", help="print the outcome as JSON on standard output")
+        if name == "check":
+            where = (
+                "the site's folder: its machine, certificates and way to the coordinator are looked at too"
+            )
+            sub.add_argument("--folder", type=Path, help=f"{where} ({SiteFolder.default()} if it is one)")
     privacy_commands.add_parser(commands)
     door_commands.add_parser(commands)
     fetch_commands.add_parser(commands)
@@ -79,10 +92,31 @@ def _run(options: argparse.Namespace) -> None:
     if options.command == "key":
         _key(options.file)
         return
-    _data(options)
+    if options.command == "check":
+        _check(options)
+        return
+    _data(options, {})
 
 
-def _data(options: argparse.Namespace) -> None:
+def _check(options: argparse.Namespace) -> None:
+    folder = SiteFolder(options.folder or SiteFolder.default())
+    looked: dict[str, Any] = {}
+    refused = ""
+    if options.folder or not options.arguments or (folder.path / "site.json").exists():
+        from client.environment import examine
+
+        found, refused = examine(folder, lambda one: None if options.json else print(one, flush=True))
+        looked = {"environment": [asdict(one) for one in found]}
+    if options.arguments:
+        _data(options, looked)
+    elif options.json:
+        print(json.dumps(looked))
+    if refused:
+        raise InputError(refused)
+
+
+def _data(options: argparse.Namespace, more: dict[str, Any]) -> None:
+    """more: for the outcome as JSON"""
     # Imported here: they take seconds, and what runs all the time, or is asked every minute, needs none of them.
     from rich.console import Console
     from rich.progress import Progress
@@ -111,7 +145,8 @@ def _data(options: argparse.Namespace) -> None:
             check(manifest, progress) if options.command == "check" else prepare(manifest, store, progress)
         )
     if options.json:
-        print(json.dumps({"store": str(store) if options.command == "prepare" else None, **report.to_json()}))
+        written = str(store) if options.command == "prepare" else None
+        print(json.dumps({"store": written, **report.to_json(), **more}))
         return
     print(report.to_markdown())
     print(_closing(options.command, store, report))
