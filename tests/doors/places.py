@@ -22,5 +22,6 @@ def joined(consortium: Consortium, path: Path, site: str, store: Path | None = N
     kit = consortium.enrol(Request.from_json(request.read_text(), request))
     install(folder, Kit.from_json(kit.read_text(), kit))
     if store:
+        (path / "store").rmdir()  # which init makes
         (path / "store").symlink_to(store)
     return SiteFolder(path)

@@ -67,7 +67,7 @@ def test_a_study_passes_with_a_ticket_for_every_answer_and_unapproved_code_is_ne
     with Guarded(tmp_path / "deployment", stores, {"north": "min_people: 5\n"}) as deployment:
         marker, told = tmp_path / "marker", tmp_path / "told"
         thief = _thief(tmp_path / "thief", marker, told)
-        assert deployment.wait(deployment.submit({}, thief), 120) == "finished:completed", deployment.tail()
+        assert deployment.wait(deployment.submit({}, thief), 300) == "finished:completed", deployment.tail()
         assert told.read_text() == "240 not approved by the site"
         assert not marker.exists()
         refused = [line for line in deployment.audit("north") if line["event"] == "refused"]
@@ -76,7 +76,7 @@ def test_a_study_passes_with_a_ticket_for_every_answer_and_unapproved_code_is_ne
 
         options = _study(deployment, hospitals["north"].parent.parent / "study.yaml", tmp_path)
         run = deployment.submit(options, tmp_path / "app")
-        assert deployment.wait(run, 300) == "finished:completed", deployment.said(run) + deployment.tail()
+        assert deployment.wait(run, 600) == "finished:completed", deployment.said(run) + deployment.tail()
         lines = deployment.audit("north")
         left = [line for line in lines if line["event"] == "left"]
         people = [line["what"] for line in left if line["what"] in ("train", "evaluate")]
@@ -89,7 +89,7 @@ def test_a_study_passes_with_a_ticket_for_every_answer_and_unapproved_code_is_ne
 
 def _study(deployment: Guarded, definition: Path, folder: Path) -> dict[str, str]:
     """Resolved, proposed and approved; the run configuration."""
-    study = tiny_study(gather=60)
+    study = tiny_study(gather=300)
     phases = [phase for phase in study.phases if phase.name in ("statistics", "phenotype")]
     study = dataclasses.replace(study, phases=(phases[0], dataclasses.replace(phases[1], rounds=1)))
     (folder / "study.json").write_text(study.to_json())
