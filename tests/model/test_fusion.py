@@ -1,22 +1,16 @@
 import math
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import nn
 
 from pm1_core.errors import ConfigError
 from pm1_core.fields import TOKENS_OF, Modality
-from pm1_core.model.fusion import POSITIONS, FusionConfig, FusionTransformer, multiply_accumulates
+from pm1_core.model.fusion import FusionConfig, FusionTransformer, multiply_accumulates
 from pm1_core.model.fusion_objectives import (
     FusionObjective,
     draw_corruption,
     draw_masks,
     fusion_losses,
-    info_nce,
     person_means,
 )
 
@@ -58,36 +52,6 @@ def test_paper_size_has_the_parameters_of_the_paper(final_norm: bool, count: int
 
 def test_paper_size_takes_3_61_tera_multiply_accumulates_at_batch_128() -> None:
     assert multiply_accumulates(FusionConfig(), 128) / 1e12 == pytest.approx(3.61, abs=0.005)
-
-
-@pytest.mark.parametrize("final_norm", [False, True])
-def test_layers_equal_torchs_pre_norm_relu_encoder(final_norm: bool) -> None:
-    config = FusionConfig(**{**vars(CONFIG), "final_norm": final_norm})
-    ours = FusionTransformer(config, seed=1)
-    for parameter in ours.parameters():
-        parameter.data.add_(torch.randn(parameter.shape, generator=draws(2)), alpha=0.1)
-    layer = nn.TransformerEncoderLayer(32, 4, 64, 0.0, "relu", batch_first=True, norm_first=True)
-    norm = nn.LayerNorm(32) if final_norm else None
-    theirs = nn.TransformerEncoder(layer, 3, norm, enable_nested_tensor=False)
-    pairs: Any = zip(ours.layers, theirs.layers, strict=True)
-    for mine, other in pairs:
-        for a, b in (
-            (mine.attention_norm, other.norm1),
-            (mine.feedforward_norm, other.norm2),
-            (mine.attention_out, other.self_attn.out_proj),
-            (mine.expand, other.linear1),
-            (mine.contract, other.linear2),
-        ):
-            b.load_state_dict(a.state_dict())
-        other.self_attn.in_proj_weight.data.copy_(mine.qkv.weight)
-        other.self_attn.in_proj_bias.data.copy_(mine.qkv.bias)
-    if norm is not None:
-        norm.load_state_dict(ours.norm.state_dict())
-    stream = torch.randn(7, POSITIONS, 32, generator=draws(3))
-    keys = torch.rand(7, POSITIONS, generator=draws(4)) < 0.6
-    keys[:, 0] = True
-    expected = theirs(stream, src_key_padding_mask=~keys)
-    torch.testing.assert_close(ours.contextualise(stream, keys), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_skipping_missing_tokens_changes_no_present_one() -> None:
@@ -221,33 +185,6 @@ def test_corruption_has_four_modes_with_their_shares() -> None:
     assert corruption.noise[noisy].std() == pytest.approx(0.08, rel=0.01)
     assert (corruption.scale[dropped] == 0).float().mean() == pytest.approx(0.4, abs=0.005)
     assert corruption.scale[dropped].mean() == pytest.approx(1.0, abs=0.01)
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.integers(1, 6), st.integers(0, 2**20), st.sampled_from([0.03, 0.5]))
-def test_info_nce_equals_equation_2_in_loops(n: int, seed: int, temperature: float) -> None:
-    generator = draws(seed)
-    pooled = torch.randn(n, 3, 5, generator=generator)
-    has = torch.rand(n, 3, generator=generator) < 0.6
-    terms, anchors = info_nce(pooled, has, temperature)
-    unit = pooled.double().numpy()
-    unit = unit / np.linalg.norm(unit, axis=-1, keepdims=True)
-    for j in range(n):
-        for m in range(3):
-            others = [o for o in range(3) if o != m and has[j, o]]
-            assert bool(anchors[j, m]) == bool(has[j, m] and others)
-            if not anchors[j, m]:
-                assert terms[j, m] == 0
-                continue
-            positive = sum(math.exp(float(unit[j, m] @ unit[j, o]) / temperature) for o in others)
-            negative = sum(
-                math.exp(float(unit[j, m] @ unit[k, o]) / temperature)
-                for k in range(n)
-                for o in range(3)
-                if k != j and has[k, o]
-            )
-            expected = -math.log(positive / (negative + positive))
-            assert float(terms[j, m]) == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
 
 def test_people_with_one_modality_contribute_no_contrast_and_no_nan() -> None:

@@ -14,7 +14,6 @@ from golden_numbers import QHADAM, read, weights
 
 from pm1_core.training.optimisers import OptimiserConfig, build_optimiser
 
-
 EXACT = {"rtol": 0.0, "atol": 2e-8}
 
 
