@@ -37,6 +37,7 @@ class Harness:
         idle: bool = False,
     ) -> None:
         self.folder = folder
+        self._variables = dict(variables)
         self.composed = Composed.read(variables)
         self.services = self.composed.of(profile)
         if idle:
@@ -108,9 +109,12 @@ class Harness:
                 raise TimeoutError(f"{what} did not come in {seconds:.0f} s\n{self.tail()}")
             time.sleep(0.2)
 
-    def run(self, name: str, *command: str, seconds: float = 300) -> str:
-        """What `docker compose run --rm NAME COMMAND` does; what it printed. Raises AssertionError if it fails."""
-        service = self.composed.services[name]
+    def run(self, name: str, *command: str, seconds: float = 300, **variables: str) -> str:
+        """What `docker compose run --rm NAME COMMAND` does; what it printed. Raises AssertionError if it fails.
+
+        variables: of the compose file, for this one
+        """
+        service = Composed.read({**self._variables, **variables}).services[name]
         if command:
             service = replace(service, command=(*_entrypoint(self.composed, service), *command))
         log = self.folder / f"{name}.log"
