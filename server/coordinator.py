@@ -24,6 +24,8 @@ from server.journal import Journal
 from server.leftovers import clear_away
 from server.origins import require_origin
 from server.phase_run import Desk, PhaseRun
+from server.pulse import NAME as PULSE
+from server.pulse import Pulse
 from server.roster import Roster
 from server.study import Phase, Study
 from strategies import records
@@ -35,8 +37,8 @@ Progress = Callable[[str, int, int], None]
 class Coordinator:
     """A study, the folder of its run, the grid of its sites and the key that checkpoints are signed with.
 
-    folder: runs/NAME; `checkpoints/`, `study.json`, `metrics.jsonl`, `phases.json`, `coordinator.log` and
-        `tensorboard/` appear in it
+    folder: runs/NAME; `checkpoints/`, `study.json`, `metrics.jsonl`, `phases.json`, `status.json`,
+        `coordinator.log` and `tensorboard/` appear in it
     tasks: tasks of installed packages that this coordinator agrees to run
     progress: called with (phase, rounds done, rounds) over the whole study
     """
@@ -75,7 +77,8 @@ class Coordinator:
         clear_away(self.folder, checkpoints)
         atomic.write_text(self.folder / "study.json", self.study.to_json() + "\n")
         journal = Journal(self.folder, latest.sequence if latest else 0)
-        exchange = Exchange(self.grid, journal.strange)
+        pulse = Pulse(self.folder / PULSE)
+        exchange = Exchange(self.grid, journal.strange, pulse)
         roster = Roster(self.study, self.summary.hash, exchange, self.folder / "roster.json")
         delivery = Delivery(exchange, checkpoints.objects, self.study.timeout)
         desk = Desk(self.study, self.folder, checkpoints, journal, exchange, roster, delivery)
@@ -89,6 +92,10 @@ class Coordinator:
             assert latest is not None  # a study has at least one phase of at least one round
             shutil.rmtree(self.folder / "spool", ignore_errors=True)  # no round is under way any more
             self._give_all(desk, latest)
+            pulse.ended(None)
+        except BaseException as error:
+            pulse.ended(error)
+            raise
         finally:
             journal.close()
         return latest

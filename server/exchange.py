@@ -16,6 +16,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from pm1_core.errors import PM1Error
+from server.pulse import Pulse
 
 log = logging.getLogger("pm1.coordinator")
 
@@ -48,11 +49,18 @@ class Exchange:
     """Exchanges of one run over a grid. Remembers what is still out, to know a late answer when it comes.
 
     late: called with a site and a sentence for each answer that nobody waits for any more
+    pulse: is told of every message, and who is waited for
     awake: nodes that answered too late, and so are there after all; whoever uses it removes them
     """
 
-    def __init__(self, grid: Grid, late: Callable[[str, str], None] = lambda site, what: None) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        late: Callable[[str, str], None] = lambda site, what: None,
+        pulse: Pulse | None = None,
+    ) -> None:
         self.grid = grid
+        self.pulse = pulse or Pulse()
         self.awake: set[int] = set()
         self._late = late
         self._overdue: dict[str, tuple[Participant, str]] = {}
@@ -85,6 +93,7 @@ class Exchange:
             (identifier,) = self.grid.push_messages([message])
             if identifier:
                 waiting[identifier] = participant
+                self.pulse.asked(participant.site, content)
             else:
                 failures[participant.site] = "is not connected"
 
@@ -92,8 +101,11 @@ class Exchange:
             send(participant, content)
         began = said = looked = time.monotonic()
         deadline = began + timeout
+        if waiting:
+            self.pulse.doing(group, {participant.site for participant in waiting.values()})
         while waiting:
             idle = True
+            self.pulse.beat({participant.site for participant in waiting.values()})
             for few in batched([*waiting], at_once):
                 for reply in self.grid.pull_messages(few):
                     idle = False
@@ -136,8 +148,10 @@ class Exchange:
             return
         self._answered[identifier] = (participant, group)
         if reply.has_error():
+            # Flower answers in the place of a site that is gone: no sign of life of it.
             failures[participant.site] = shortened(reply.error.reason or "") or f"error {reply.error.code}"
             return
+        self.pulse.answered(participant.site, reply.content)
         with blaming(participant.site, failures):
             receive(participant, reply)
 

@@ -112,6 +112,7 @@ class PhaseRun:
         """One round: gather, deliver, train, check, fold, and a checkpoint."""
         began = time.monotonic()
         desk, phase = self.desk, self.phase
+        desk.exchange.pulse.round(phase.name, number)
         members = desk.roster.gather(phase, latest)
         present = {member.participant.site: member.counts[phase.name] for member in members}
         desk.journal.took_part(phase.name, present, desk.roster.absent(phase))
@@ -256,6 +257,8 @@ class PhaseRun:
     ) -> Checkpoint:
         """Fold the updates into the next checkpoint, evaluate it at the phase's end, and put it in force."""
         checkpoints, journal, phase = self.desk.checkpoints, self.desk.journal, self.phase
+        pulse = self.desk.exchange.pulse
+        pulse.doing(f"{phase.name}, round {number}: folding")
         last = number == phase.rounds
         previous = self._tensors(latest, [*latest.trained, "server"])
         folded = complete(previous, self.strategy.aggregate(number, previous, gathered.updates))
@@ -274,9 +277,9 @@ class PhaseRun:
             journal.write(draft.sequence, phase.name, number, site, metrics, gathered.sites[site], seconds)
         whole = sum(gathered.sites.values())
         journal.write(draft.sequence, phase.name, number, None, gathered.means, whole, seconds)
-        measured = {"seconds": round(seconds, 3), **gathered.energy}
         # Under terms of privacy figures on people would be releases too, and nobody has paid for them.
         figures = self._evaluate(draft, members) if last and not phase.privacy else {}
+        measured = {"seconds": round(seconds, 3), **pulse.bytes_of_round(), **gathered.energy}
         checkpoint = checkpoints.commit(draft, measured=measured, **figures)
         gathered.clear()
         return checkpoint

@@ -171,10 +171,14 @@ class Roster:
                         "connect the sites and resume; the last checkpoint stays in force",
                     )
                 )
+            self.exchange.pulse.beat(
+                set(self.people(phase)) - {m.participant.site for m in self._present(phase)}
+            )
             if time.monotonic() - said > _SAY_SECONDS or said == began:
                 said = time.monotonic()
                 bound = self.study.gather
                 log.info("%s: waiting for sites, %s (%.0f of %.0f s)", phase.name, lack, waited, bound)
+                self.exchange.pulse.doing(f"{phase.name}: waiting for sites, {lack}")
             time.sleep(min(_POLL_SECONDS, self.study.gather))
 
     def people(self, phase: Phase) -> dict[str, int]:
@@ -238,6 +242,7 @@ class Roster:
             log.warning("%s: node %d takes the place of node %d", site, node, other)
             self._stand_aside(other, site, f"node {node} took the place of this one")
         self._asked[node] = site
+        self.exchange.pulse.answered(site)
         self._remember(member)
 
     def _stand_aside(self, node: int, site: str, why: str) -> None:

@@ -7,10 +7,13 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pm1_core import atomic
+from pm1_core.errors import InputError
+from pm1_core.validate import refusal
 from server.consortium import Consortium
+from server.runs import Runs
 
 if TYPE_CHECKING:
     from pm1_core.command import Subcommands
@@ -70,6 +73,15 @@ def add_parser(commands: Subcommands) -> None:
         help="root of PM1's source tree, if it was not installed from it",
     )
     submit.add_argument("--dry-run", action="store_true", help="write the proposal only")
+    status = of_consortium("status", "what a run is doing, what it has done, and what is left", _status)
+    status.add_argument(
+        "run",
+        nargs="?",
+        default="",
+        metavar="RUN",
+        help="name of a run, or any run's folder; default: the newest",
+    )
+    status.add_argument("--watch", action="store_true", help="go on until it has ended")
     stop = of_consortium("stop", "stop a run; it can be gone on with", _stop)
     stop.add_argument("run", metavar="RUN", help="name of the run, or Flower's number")
 
@@ -120,6 +132,39 @@ def _submit(options: argparse.Namespace) -> None:
             f"watch it   pm1-server study status {started.name} --watch",
         ]
     print(json.dumps(outcome) if options.json else "\n".join(lines))
+
+
+def _status(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from server.watch import Watch, as_json
+    from server.watch_view import view, watch
+
+    watched = Watch(_folder_of(options.folder, options.run))
+    runs = Runs(options.folder)
+
+    def facts() -> dict[str, Any]:
+        here = [run for run in runs.newest() if Path(run.folder) == watched.folder.resolve()]
+        return watched.facts(here[0] if here else None)
+
+    if options.json and not options.watch:
+        print(json.dumps(as_json(facts())))
+    elif options.watch:
+        watch(facts, Console(), options.json)
+    else:
+        Console().print(view(facts()))
+
+
+def _folder_of(consortium: Path, name: str) -> Path:
+    """Of a run of the consortium, or of any. Raises InputError."""
+    runs = Runs(consortium)
+    found = runs.named(name) if name else next(iter(runs.newest()), None)
+    if found:
+        return Path(found.folder)
+    if not name:
+        raise InputError(refusal(consortium, "no run was submitted", "name the folder of a run"))
+    inside = consortium / "runs" / name
+    return inside if inside.is_dir() else Path(name)
 
 
 def _stop(options: argparse.Namespace) -> None:
