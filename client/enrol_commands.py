@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING
 from client import enrol
 from client.folder import SiteFolder
 from pm1_core import telephone
-from pm1_core.enrolment import Kit, ed25519, grouped
-from pm1_core.errors import InputError
+from pm1_core.enrolment import Kit, ed25519, grouped, read
 from pm1_core.signing import PASSPHRASE, fingerprint
-from pm1_core.validate import refusal
 
 if TYPE_CHECKING:
     from pm1_core.command import Subcommands
@@ -58,11 +56,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _join(folder: SiteFolder, options: argparse.Namespace) -> None:
-    try:
-        text = options.kit.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise InputError(refusal(options.kit, "found no text", "name the coordinator's kit")) from None
-    kit = Kit.from_json(text, options.kit)
+    kit = Kit.from_json(read(options.kit), options.kit)
     enrol.require_for(folder, kit, options.replace)
     telephone.compare(
         f"consortium {kit.consortium!r}", "the coordinator", kit.fingerprint, options.fingerprint

@@ -20,9 +20,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from pm1_core import atomic
@@ -37,6 +38,15 @@ COORDINATOR, SITE, GATEWAY = "coordinator", "site", "gateway"
 
 _HASH = hashes.SHA384()
 _EARLIER = timedelta(hours=1)  # clocks of sites differ
+_BAD = (
+    ValueError,
+    TypeError,
+    InvalidSignature,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+)
+"""What cryptography raises on bytes that somebody sent."""
 _LIST_DAYS = 3650  # a list is replaced at each revocation; one that ran out would shut everybody out
 
 
@@ -106,7 +116,7 @@ def require_issued(
     """Raise InputError unless `authority` signed `certificate` and both are good `now`."""
     try:
         certificate.verify_directly_issued_by(authority)
-    except (ValueError, TypeError, InvalidSignature):
+    except _BAD:
         raise InputError(
             refusal(where, "another authority signed it", "ask the coordinator for a kit")
         ) from None
@@ -162,7 +172,7 @@ def read_key(path: Path) -> Key:
     for passphrase in (secret.encode(), None) if secret else (None,):
         try:
             key = serialization.load_pem_private_key(content, passphrase)
-        except (ValueError, TypeError) as error:
+        except _BAD as error:
             reason = str(error)
             continue
         if isinstance(key, Key) and isinstance(key.curve, ec.SECP384R1):
@@ -176,14 +186,14 @@ def public_key(where: object, pem: str) -> PublicKey:
     """Raises InputError unless `pem` is one public key on P-384."""
     try:
         key = serialization.load_pem_public_key(pem.encode())
-    except (ValueError, TypeError, UnicodeError):
+    except _BAD:
         raise InputError(refusal(where, "found no public key", "write the request again")) from None
     if not isinstance(key, PublicKey) or not isinstance(key.curve, ec.SECP384R1):
         raise InputError(refusal(where, f"found a {type(key).__name__}", "use ECDSA on P-384"))
     return key
 
 
-def public_pem(key: PublicKey) -> str:
+def public_pem(key: PublicKey | Ed25519PublicKey) -> str:
     """PEM of a public key."""
     form = serialization.PublicFormat.SubjectPublicKeyInfo
     return key.public_bytes(serialization.Encoding.PEM, form).decode()
@@ -198,7 +208,9 @@ def certificate(where: object, text: str) -> x509.Certificate:
     """Raises InputError unless `text` is one certificate in PEM."""
     try:
         (found,) = x509.load_pem_x509_certificates(text.encode())
-    except (ValueError, TypeError, UnicodeError):
+        # Read now, so that what cannot be read is refused here and not where it is used.
+        _ = found.subject, found.public_key(), found.not_valid_before_utc, found.not_valid_after_utc
+    except _BAD:
         raise InputError(refusal(where, "found no certificate", "use the file as it was written")) from None
     return found
 
@@ -212,10 +224,9 @@ def request_of(where: object, text: str) -> x509.CertificateSigningRequest:
     """Raises InputError unless `text` is a signing request on P-384 that its own key signed."""
     try:
         found = x509.load_pem_x509_csr(text.encode())
-        good = found.is_signature_valid
-    except (ValueError, TypeError, UnicodeError, InvalidSignature):
+        good, key, _ = found.is_signature_valid, found.public_key(), found.subject
+    except _BAD:
         raise InputError(refusal(where, "found no signing request", "write the request again")) from None
-    key = found.public_key()
     if not good or not isinstance(key, PublicKey) or not isinstance(key.curve, ec.SECP384R1):
         raise InputError(refusal(where, "its own key did not sign it", "write the request again"))
     return found

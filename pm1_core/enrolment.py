@@ -12,9 +12,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Self, cast
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
@@ -104,10 +106,13 @@ class Request(_Signed):
         """Read what `to_json` wrote. Raises InputError on whatever a coordinator should not sign."""
         made = Request(**_texts(where, text, Request))
         require_name(where, made.site)
-        if certificates.named(certificates.request_of(where, made.csr)) != (made.site, SITE):
+        asked = certificates.request_of(where, made.csr)
+        if certificates.named(asked) != (made.site, SITE):
             raise InputError(refusal(where, "its signing request has another name", "write it again"))
-        certificates.public_key(where, made.node)
-        identity = ed25519(where, made.identity)
+        node, identity = certificates.public_key(where, made.node), ed25519(where, made.identity)
+        _require_plain(where, made.csr, certificates.pem(asked))
+        _require_plain(where, made.node, certificates.public_pem(node))
+        _require_plain(where, made.identity, certificates.public_pem(identity))
         _require_signature(where, made, identity)
         return made
 
@@ -151,12 +156,16 @@ class Kit(_Signed):
             require_name(f"{where}, peers", name)
             if not isinstance(key, str):
                 raise InputError(refusal(f"{where}, peer {name}", "found no key", "ask for another kit"))
-            ed25519(f"{where}, peer {name}", key)
-        own = certificates.certificate(where, made.certificate)
-        certificates.require_issued(where, own, certificates.certificate(where, made.authority))
+            _require_plain(where, key, certificates.public_pem(ed25519(f"{where}, peer {name}", key)))
+        own, authority = (certificates.certificate(where, one) for one in (made.certificate, made.authority))
+        _require_plain(where, made.certificate, certificates.pem(own))
+        _require_plain(where, made.authority, certificates.pem(authority))
+        certificates.require_issued(where, own, authority)
         if certificates.named(own) != (made.site, SITE):
             raise InputError(refusal(where, "its certificate is for another name", "ask for another kit"))
-        _require_signature(where, made, ed25519(where, made.coordinator))
+        coordinator = ed25519(where, made.coordinator)
+        _require_plain(where, made.coordinator, certificates.public_pem(coordinator))
+        _require_signature(where, made, coordinator)
         return made
 
 
@@ -165,11 +174,25 @@ def today() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+def read(file: Path) -> str:
+    """A request or kit that was sent; no more of it is read than one can have. Raises InputError."""
+    try:
+        with file.open("rb") as stream:
+            content = stream.read(MOST_BYTES + 1)
+    except OSError as error:
+        reason = f"cannot be read ({error.strerror or error})"
+        raise InputError(refusal(file, reason, "name the file that was sent")) from None
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        raise InputError(refusal(file, "found no text", "name the file that was sent")) from None
+
+
 def ed25519(where: object, pem: str) -> Ed25519PublicKey:
     """Raises InputError unless `pem` is one Ed25519 public key."""
     try:
         key = serialization.load_pem_public_key(pem.encode())
-    except (ValueError, TypeError, UnicodeError):
+    except (ValueError, TypeError, UnsupportedAlgorithm):
         raise InputError(refusal(where, "found no public key", "use the file as it was written")) from None
     if not isinstance(key, Ed25519PublicKey):
         raise InputError(refusal(where, f"found a {type(key).__name__}", "use an Ed25519 key"))
@@ -193,6 +216,14 @@ def _texts(where: object, text: str, kind: type[Request] | type[Kit]) -> dict[st
         if key not in ("peers", "format") and not isinstance(value, str):
             raise InputError(refusal(f"{where}, key {key!r}", "found no text", remedy))
     return given
+
+
+def _require_plain(where: object, given: str, written: str) -> None:
+    """Raise InputError unless PEM is as we write it: other programs may read more in it than we do."""
+    if given != written:
+        raise InputError(
+            refusal(where, "a key or certificate is not in the plain form", "use what pm1 writes")
+        )
 
 
 def _require_signature(where: object, made: Request | Kit, key: Ed25519PublicKey) -> None:

@@ -96,13 +96,10 @@ class Consortium:
             certificates.write_key(_made(made / "ca") / "ca.key", authority.key, encrypted=True)
             atomic.write_text(made / "ca/ca.crt", certificates.pem(authority.certificate))
             atomic.write_text(made / "ca/ca.crl", certificates.pem(authority.revoked([], 1)))
-            server, own = certificates.new_key(), certificates.new_key()
-            certificates.write_key(_made(made / "gateway") / "server.key", server, encrypted=False)
-            shown = authority.server(server.public_key(), [host, *_LOCAL], days)
-            atomic.write_text(made / "gateway/server.crt", certificates.pem(shown))
-            certificates.write_key(_made(made / "coordinator") / "client.key", own, encrypted=False)
-            client = authority.client(own.public_key(), COORDINATOR, COORDINATOR, days)
-            atomic.write_text(made / "coordinator/client.crt", certificates.pem(client))
+            for key in ("gateway/server.key", "coordinator/client.key"):
+                _made((made / key).parent)
+                certificates.write_key(made / key, certificates.new_key(), encrypted=False)
+            _certify(made, authority, host, days)
             Signer.create(_made(made / "keys") / "checkpoint.pem")
             atomic.write_bytes(made / EXECUTOR, secrets.token_hex(32).encode())
             for name_ in ("sites", "kits", "proposals", "public", "run", "runs"):
@@ -111,13 +108,35 @@ class Consortium:
             atomic.write_json(made / "consortium.json", facts)
         return Consortium(folder)
 
+    def renew(self, days: int = DAYS, address: str | None = None) -> None:
+        """Sign the certificates of gateway and coordinator anew, for the keys that there are.
+
+        address: HOST:PORT if sites are to reach the gateway elsewhere; they learn of it by a new kit
+        """
+        with self._locked():
+            facts = {**self.facts, "address": address or self.facts["address"]}
+            host = _host(facts["address"])
+            _certify(self.folder, self._authority(), host, days)
+            atomic.write_json(self.folder / "consortium.json", facts)
+            self._log("renewed", address=facts["address"])
+
+    @property
+    def days_left(self) -> int:
+        """Whole days for which the certificates of gateway and coordinator are both good."""
+        files = (self.folder / "gateway/server.crt", self.folder / "coordinator/client.crt")
+        until = min(certificates.read_certificate(file).not_valid_after_utc for file in files)
+        return (until - datetime.now(UTC)).days
+
     @property
     def facts(self) -> dict[str, str]:
         """consortium.json. Raises StateError if there is none."""
         file = self.folder / "consortium.json"
         if not file.exists():
             raise StateError(refusal(self.folder, "found no consortium", "make one with pm1-server init"))
-        return {key: str(value) for key, value in atomic.read_json(file).items()}
+        content = atomic.read_json(file)
+        if not isinstance(content, dict) or not {"name", "address"} <= content.keys():
+            raise StateError(refusal(file, "found no name and address", "put your backup back"))
+        return {key: str(value) for key, value in content.items()}
 
     @property
     def signer(self) -> Signer:
@@ -132,7 +151,7 @@ class Consortium:
     def sites(self) -> list[Enrolled]:
         """Everybody who was ever enrolled, by name."""
         files = sorted(self.folder.glob("sites/*/status.json"))
-        return [Enrolled(**atomic.read_json(file)) for file in files]
+        return [_enrolled(file) for file in files]
 
     def enrol(self, request: Request, days: int = DAYS, replace: bool = False) -> Path:
         """Sign a site's certificate and write its kit, whose path is returned.
@@ -149,7 +168,8 @@ class Consortium:
                     raise InputError(
                         refusal(f"site {request.site!r}", found, "use --replace if its keys are new")
                     )
-                self._revoke(earlier, "replaced")
+                self._strike(earlier)
+                self._log("revoked", site=request.site, reason="replaced")
             elif earlier:
                 self._require_new(request)
             made = self._authority().client(_key(request), request.site, SITE, days)
@@ -195,12 +215,16 @@ class Consortium:
                 )
             return self._revoke(one, reason)
 
-    def _revoke(self, one: Enrolled, reason: str) -> Enrolled:
+    def _strike(self, one: Enrolled) -> None:
+        """Put a site's certificate on the list; a second time does no harm."""
         authority, file = self._authority(), self.folder / "ca/ca.crl"
         before = x509.load_pem_x509_crl(file.read_bytes())
         number = before.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
         serials = [entry.serial_number for entry in before] + [one.serial]
         atomic.write_text(file, certificates.pem(authority.revoked(serials, number + 1)))
+
+    def _revoke(self, one: Enrolled, reason: str) -> Enrolled:
+        self._strike(one)
         gone = Enrolled(one.site, REVOKED, one.serial, today(), one.until, one.fingerprint, reason)
         atomic.write_json(self.folder / "sites" / one.site / "status.json", asdict(gone))
         (self.folder / "kits" / f"{one.site}.kit").unlink(missing_ok=True)
@@ -250,6 +274,26 @@ def identities(consortium: Consortium) -> Iterator[tuple[str, str]]:
     for one in consortium.sites():
         if one.status == ENROLLED:
             yield one.site, (consortium.folder / "sites" / one.site / "node.pub").read_text()
+
+
+def _certify(folder: Path, authority: Authority, host: str, days: int) -> None:
+    """Sign the certificates of the gateway, reached under `host`, and of the coordinator."""
+    server, own = (
+        certificates.read_key(folder / key).public_key()
+        for key in ("gateway/server.key", "coordinator/client.key")
+    )
+    shown = authority.server(server, [host, *_LOCAL], days)
+    atomic.write_text(folder / "gateway/server.crt", certificates.pem(shown))
+    client = authority.client(own, COORDINATOR, COORDINATOR, days)
+    atomic.write_text(folder / "coordinator/client.crt", certificates.pem(client))
+
+
+def _enrolled(file: Path) -> Enrolled:
+    """What a status.json says. Raises StateError."""
+    try:
+        return Enrolled(**atomic.read_json(file))
+    except TypeError:
+        raise StateError(refusal(file, "it is damaged", "put your backup back")) from None
 
 
 def _key(request: Request) -> certificates.PublicKey:

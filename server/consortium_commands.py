@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pm1_core import telephone
-from pm1_core.enrolment import Request, grouped
+from pm1_core.enrolment import Request, grouped, read
 from pm1_core.errors import InputError
 from pm1_core.signing import PASSPHRASE
 from pm1_core.validate import refusal, require_range
@@ -35,8 +35,12 @@ def add_parser(commands: Subcommands) -> None:
         return sub
 
     init = command("init", "make a consortium: its authority, certificates and the key of checkpoints")
-    init.add_argument("--name", required=True, help="of the consortium, as sites will read it")
-    init.add_argument("--address", required=True, metavar="HOST:PORT", help="where sites reach the gateway")
+    what = init.add_mutually_exclusive_group(required=True)
+    what.add_argument("--name", help="of the consortium, as sites will read it")
+    what.add_argument(
+        "--renew", action="store_true", help="sign gateway's and coordinator's certificates anew, same keys"
+    )
+    init.add_argument("--address", metavar="HOST:PORT", help="where sites reach the gateway")
     enrol = command("enrol", "check a site's request, sign its certificate and write its kit")
     enrol.add_argument("request", type=Path, metavar="REQUEST", help="the file that pm1-site init wrote")
     enrol.add_argument("--fingerprint", metavar="HEX", help="as the site read it out; asked for if not given")
@@ -67,6 +71,15 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _init(options: argparse.Namespace) -> None:
+    if options.renew:
+        held = Consortium(options.folder)
+        held.renew(options.days, options.address)
+        print(f"Renewed for {held.days_left} days. Start the services again; sites need nothing.")
+        if options.address:
+            print("They learn of the new address by a new kit: pm1-server kit SITE.")
+        return
+    if not options.address:
+        raise InputError(refusal("option --address", "it is missing", "write HOST:PORT as sites reach it"))
     made = Consortium.create(options.folder, options.name, options.address, options.days)
     print(f"Consortium {options.name!r} in {options.folder}; sites reach it at {options.address}.")
     if not os.environ.get(PASSPHRASE):
@@ -78,11 +91,7 @@ def _init(options: argparse.Namespace) -> None:
 def _enrol(options: argparse.Namespace) -> None:
     consortium = Consortium(options.folder)
     _ = consortium.facts
-    try:
-        text = options.request.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise InputError(refusal(options.request, "found no text", "name the site's request")) from None
-    request = Request.from_json(text, options.request)
+    request = Request.from_json(read(options.request), options.request)
     telephone.compare(f"request of {request.site}", "the site", request.fingerprint, options.fingerprint)
     file = consortium.enrol(request, options.days, options.replace)
     one = consortium.site(request.site)
@@ -111,6 +120,8 @@ def _sites(options: argparse.Namespace) -> None:
             f"{one.site:<24} {one.status:<10} {one.since[:10]:<11} {one.until[:10]:<11} "
             f"{grouped(one.fingerprint[:16])}"
         )
+    if consortium.days_left < _SOON:
+        print(f"gateway: {consortium.days_left} days left; pm1-server init --renew", file=sys.stderr)
     for one in sites:
         if one.status == ENROLLED and one.days_left < _SOON:
             remedy = "have it send the request of pm1-site init --renew, and enrol that with --replace"

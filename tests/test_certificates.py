@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import subprocess
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pm1_core import certificates
 from pm1_core.certificates import COORDINATOR, SITE, Authority, new_key
@@ -93,3 +99,56 @@ def test_what_is_no_certificate_is_refused_with_a_sentence(text: str) -> None:
     for read in (certificates.certificate, certificates.request_of, certificates.public_key):
         with pytest.raises(InputError):
             read("kit", text)
+
+
+def _length(content: bytes) -> bytes:
+    size = len(content)
+    if size < 128:
+        return bytes([size])
+    digits = size.to_bytes((size.bit_length() + 7) // 8, "big")
+    return bytes([0x80 | len(digits)]) + digits
+
+
+def _parts(der: bytes) -> list[bytes]:
+    """The elements of a DER sequence."""
+
+    def head(at: int) -> tuple[int, int]:
+        first = der[at + 1]
+        if first < 128:
+            return 2, first
+        return 2 + first % 128, int.from_bytes(der[at + 2 : at + 2 + first % 128], "big")
+
+    at, found = head(0)[0], []
+    while at < len(der):
+        front, size = head(at)
+        found.append(der[at : at + front + size])
+        at += front + size
+    return found
+
+
+@given(changes=st.lists(st.tuples(st.integers(2, 10_000), st.integers(0, 255)), min_size=1, max_size=3))
+@settings(max_examples=300, deadline=None)
+def test_bytes_that_are_changed_and_signed_anew_are_no_traceback(
+    authority: Authority, changes: list[tuple[int, int]]
+) -> None:
+    """Whoever holds the key can sign whatever it likes."""
+    made = authority.client(authority.key.public_key(), "leeds", SITE, 30)
+    asked = certificates.signing_request(authority.key, "leeds")
+    for thing, label, read in (
+        (made, "CERTIFICATE", certificates.certificate),
+        (asked, "CERTIFICATE REQUEST", certificates.request_of),
+    ):
+        body, kind, _ = _parts(thing.public_bytes(serialization.Encoding.DER))
+        changed = bytearray(body)
+        for at, value in changes:
+            changed[at % len(body)] = value
+        signed = b"\0" + authority.key.sign(bytes(changed), ec.ECDSA(hashes.SHA384()))
+        content = bytes(changed) + kind + b"\x03" + _length(signed) + signed
+        der = base64.encodebytes(b"0" + _length(content) + content).decode()
+        try:
+            found = read("mail", f"-----BEGIN {label}-----\n{der}-----END {label}-----\n")
+            certificates.named(found)
+            if isinstance(found, x509.Certificate):
+                certificates.require_issued("mail", found, authority.certificate)
+        except InputError:
+            continue

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import stat
+import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +219,82 @@ def test_a_name_that_is_no_plain_name_is_none_of_a_site(name: str, tmp_path: Pat
     assert not (tmp_path / "site").exists()
 
 
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"{}", b"[" * 100_000, b"0" * (1 << 21)])
+def test_a_file_that_is_no_request_or_kit_is_refused_and_nothing_is_written(
+    content: bytes, tmp_path: Path, said: Said
+) -> None:
+    consortium, site = started(tmp_path)
+    file = tmp_path / "sent"
+    file.write_bytes(content)
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    assert server_command(["enrol", "--folder", str(consortium), str(file)]) == 2
+    assert site_command(["join", "--folder", str(site), str(file)]) == 2
+    assert server_command(["enrol", "--folder", str(consortium), str(tmp_path)]) == 2
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+
+
+def test_at_the_terminal_nobody_is_taken_for_somebody(
+    tmp_path: Path, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    consortium, site = started(tmp_path)
+    command = ["enrol", "--folder", str(consortium), str(site / "leeds.request")]
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+
+    def ends(_: str) -> str:
+        raise EOFError
+
+    monkeypatch.setattr("builtins.input", ends)
+    assert server_command(command) == 2
+    assert "is another" in said()
+    right = Request.from_json((site / "leeds.request").read_text(), "request").fingerprint
+    monkeypatch.setattr(
+        "builtins.input", lambda _: " ".join([right[:4], right[4:8], right[8:12], right[12:16]])
+    )
+    assert server_command(command) == 0
+
+
+def test_the_coordinators_own_certificates_are_renewed(tmp_path: Path, said: Said) -> None:
+    consortium, site = started(tmp_path)
+    held, fingerprint = Consortium(consortium), Consortium(consortium).fingerprint
+    key = (consortium / "gateway/server.key").read_bytes()
+    renew = ["init", "--folder", str(consortium), "--renew", "--days"]
+    assert server_command([*renew, "10"]) == 0
+    said()
+    assert server_command(["sites", "--folder", str(consortium)]) == 0
+    assert "gateway: 9 days left; pm1-server init --renew" in said()
+    assert server_command([*renew, "100", "--address", "pm1.example.org:443"]) == 0
+    assert (held.days_left, held.fingerprint) == (99, fingerprint)
+    assert (consortium / "gateway/server.key").read_bytes() == key
+    enrol(consortium, site / "leeds.request")
+    assert json.loads((consortium / "kits/leeds.kit").read_text())["gateway"] == "pm1.example.org:443"
+
+
+def test_a_replacement_that_was_cut_off_is_made_good_by_another_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with the same keys, as for a renewal."""
+    consortium, site = started(tmp_path)
+    enrol(consortium, site / "leeds.request")
+    first = Consortium(consortium).site("leeds")
+    with monkeypatch.context() as patch:
+        patch.setattr("pm1_core.certificates.Authority.client", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            enrol(consortium, site / "leeds.request", "--replace")
+    assert Consortium(consortium).site("leeds").status == "enrolled"
+    assert enrol(consortium, site / "leeds.request", "--replace") == 0
+    listed = x509.load_pem_x509_crl((consortium / "ca/ca.crl").read_bytes())
+    assert [entry.serial_number for entry in listed] == [first.serial]
+
+
+def test_a_damaged_status_is_a_sentence(tmp_path: Path, said: Said) -> None:
+    consortium, site = started(tmp_path)
+    enrol(consortium, site / "leeds.request")
+    for text in ("[]", "{}", "{", '{"site": "leeds"}'):
+        (consortium / "sites/leeds/status.json").write_text(text)
+        assert server_command(["sites", "--folder", str(consortium)]) == 3
+        assert "sites/leeds/status.json" in said()
+
+
 _JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
@@ -248,6 +326,39 @@ def test_whatever_is_sent_is_refused_with_a_sentence(
     with pytest.raises(PM1Error) as error:
         kind.from_json(text, "mail")
     assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize("curve", ["SM2", "secp256k1", "secp112r1"])
+def test_a_request_over_keys_of_another_kind_is_refused(
+    curve: str, whole: dict[type, dict[str, Any]], tmp_path: Path
+) -> None:
+    def openssl(*arguments: str, given: str = "") -> str:
+        done = subprocess.run(
+            ["openssl", *arguments], input=given, capture_output=True, text=True, check=True
+        )
+        return done.stdout
+
+    key = openssl("genpkey", "-algorithm", "EC", "-pkeyopt", f"ec_paramgen_curve:{curve}")
+    (tmp_path / "key").write_text(key)
+    csr = openssl("req", "-new", "-key", str(tmp_path / "key"), "-subj", "/OU=site/CN=leeds")
+    public = openssl("pkey", "-pubout", given=key)
+    for changed in ({"csr": csr}, {"node": public}, {"identity": public}):
+        with pytest.raises(InputError):
+            Request.from_json(json.dumps({**whole[Request], **changed}), "mail")
+
+
+def test_more_in_a_file_than_a_certificate_is_refused(
+    whole: dict[type, dict[str, Any]], tmp_path: Path
+) -> None:
+    """What other programs would read along: a second authority, say."""
+    signer, kit = Signer.create(tmp_path / "key.pem"), whole[Kit]
+    coordinator = (tmp_path / "key.pem.pub").read_text()
+    good = Kit(**{**kit, "coordinator": coordinator})
+    assert Kit.from_json(good.signed(signer).to_json(), "kit").site == "leeds"
+    more = kit["authority"].replace("CERTIFICATE", "TRUSTED CERTIFICATE")
+    for changed in ({"authority": kit["authority"] + more}, {"certificate": "\n" + kit["certificate"]}):
+        with pytest.raises(InputError, match="plain form"):
+            Kit.from_json(replace(good, **changed).signed(signer).to_json(), "kit")
 
 
 def test_a_kit_that_somebody_else_signed_is_refused(
