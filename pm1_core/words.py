@@ -24,11 +24,13 @@ def duration(seconds: float | None) -> str:
     """A time span, to two units.
 
     >>> duration(0.4), duration(95), duration(7300), duration(200_000), duration(None)
-    ('0 s', '1 min 35 s', '2 h 1 min', '2 d 7 h', '-')
+    ('0.4 s', '1 min 35 s', '2 h 1 min', '2 d 7 h', '-')
     """
     if seconds is None:
         return "-"
     whole = max(0, int(seconds))
+    if 0 < seconds < 10:
+        return f"{seconds:.1f} s"
     for large, small, step, unit in (
         ("d", "h", 86400, 3600),
         ("h", "min", 3600, 60),
