@@ -31,7 +31,7 @@ def initialise(folder: SiteFolder, site: str) -> Path:
     """
     require_name("site", site)
     if (folder.path / "site.json").exists():
-        found = f"it is that of {atomic.read_json(folder.path / 'site.json').get('site')!r}"
+        found = f"it is that of {_site(folder)!r}"
         raise InputError(refusal(folder.path, found, "use it, or renew its certificate with --renew"))
     with _locked(folder):
         for name in _FOLDERS:
@@ -53,12 +53,12 @@ def renewed(folder: SiteFolder) -> Path:
     """Write the request again, of the keys that there are: for a certificate that runs out."""
     folder.require("site.json", *_OWN)
     with _locked(folder):
-        return _request(folder, str(atomic.read_json(folder.path / "site.json")["site"]))
+        return _request(folder, _site(folder))
 
 
 def read_request(folder: SiteFolder) -> Request:
     """The request as it lies in the folder."""
-    site = str(atomic.read_json(folder.path / "site.json")["site"])
+    site = _site(folder)
     return Request.from_json((folder.path / f"{site}.request").read_text(), f"{site}.request")
 
 
@@ -68,7 +68,7 @@ def require_for(folder: SiteFolder, kit: Kit, replace: bool) -> None:
     replace: leave that for another one
     """
     folder.require("site.json", *_OWN)
-    site = str(atomic.read_json(folder.path / "site.json")["site"])
+    site = _site(folder)
     if kit.site != site:
         raise InputError(refusal("kit", f"it is for {kit.site!r}, not {site!r}", "ask for this site's own"))
     own = certificates.read_key(folder.file("keys/tls.key")).public_key()
@@ -111,6 +111,15 @@ def install(folder: SiteFolder, kit: Kit) -> None:
         atomic.write_text(folder.path / "coordinator.pub", kit.coordinator)
         facts = {"site": kit.site, "gateway": kit.gateway, "consortium": kit.consortium, "joined": today()}
         atomic.write_json(folder.path / "site.json", facts)
+
+
+def _site(folder: SiteFolder) -> str:
+    """Whose folder it is, also before it has joined. Raises StateError if site.json does not say."""
+    file = folder.path / "site.json"
+    content = atomic.read_json(file)
+    if not isinstance(content, dict) or "site" not in content:
+        raise StateError(refusal(file, "it names no site", "put your backup back"))
+    return require_name(file, content["site"])
 
 
 def _request(folder: SiteFolder, site: str) -> Path:

@@ -207,10 +207,18 @@ def dates(folder: SiteFolder, now: datetime | None = None) -> Iterator[Finding]:
 
 def route(folder: SiteFolder, gateway: str, proxy: str | None) -> Iterator[Finding]:
     """The way to the gateway, step by step: name, TCP, TLS with both certificates, HTTP, and its clock."""
+    host: str | None
     host, port = parsed_address("gateway", gateway)
     if proxy:
-        parts = urlsplit(proxy)
-        host, port = parts.hostname or "", parts.port or 80
+        try:
+            parts = urlsplit(proxy)
+            host, port = parts.hostname if parts.scheme == "http" else None, parts.port or 80
+        except ValueError:
+            host = None
+        if not host:
+            yield Finding("way out", FAIL, f"{PROXY} is {proxy!r}"[:90], "write http://HOST:PORT")
+            yield _untold()
+            return
         yield Finding("way out", OK, f"by the proxy {joined(host, port)} ({PROXY}), which looks {gateway} up")
     try:
         ip_address(host)
@@ -238,7 +246,7 @@ def route(folder: SiteFolder, gateway: str, proxy: str | None) -> Iterator[Findi
     yield Finding("tcp", OK, f"{joined(host, port)} in {took:.0f} ms")
     try:
         said = _asked(folder, gateway, proxy)
-    except (httpx.HTTPError, OSError) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
         yield _refused(error)
         yield _untold()
         return

@@ -29,6 +29,7 @@ from pm1_core.validate import refusal, require_keys
 FORMAT = 1
 MOST_BYTES = 1 << 20
 _NAME = re.compile(r"[a-z0-9]([a-z0-9_-]{0,38}[a-z0-9])?")
+_HOST = re.compile(r"[A-Za-z0-9.-]{1,253}|\[[0-9a-fA-F:.]{2,45}\]")
 _RESERVED = ("coordinator", "gateway")
 
 
@@ -237,6 +238,6 @@ def _require_signature(where: object, made: Request | Kit, key: Ed25519PublicKey
 
 def _require_address(where: object, text: str) -> None:
     host, _, port = text.rpartition(":")
-    good = re.fullmatch(r"[A-Za-z0-9.:\[\]-]{1,253}", host) and port.isascii() and port.isdecimal()
+    good = _HOST.fullmatch(host) and port.isascii() and port.isdecimal()
     if not good or not 0 < int(port) < 65536:
         raise InputError(refusal(f"{where}, gateway", f"found {text!r}"[:90], "write HOST:PORT"))

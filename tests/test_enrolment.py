@@ -177,6 +177,23 @@ def test_who_is_revoked_is_on_the_list_and_comes_back_with_new_keys_only(tmp_pat
     assert log == ["enrolled", "revoked", "enrolled"]
 
 
+def test_openssl_takes_what_join_installed_until_it_is_revoked(tmp_path: Path) -> None:
+    consortium, site = started(tmp_path)
+    enrol(consortium, site / "leeds.request")
+    join(site, consortium / "kits/leeds.kit")
+    command = ["openssl", "verify", "-x509_strict", "-crl_check", "-purpose", "sslclient"]
+    command += ["-CAfile", str(site / "ca.crt"), "-CRLfile", str(consortium / "ca/ca.crl")]
+    command += [str(site / "client.crt")]
+
+    def verified() -> str:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return done.stdout + done.stderr
+
+    assert verified().strip().endswith("OK")
+    server_command(["revoke", "--folder", str(consortium), "leeds", "--reason", "test"])
+    assert "certificate revoked" in verified()
+
+
 def test_a_certificate_is_renewed_and_the_earlier_one_is_no_longer_good(tmp_path: Path, said: Said) -> None:
     consortium, site = started(tmp_path)
     enrol(consortium, site / "leeds.request", "--days", "10")
@@ -326,6 +343,33 @@ def test_whatever_is_sent_is_refused_with_a_sentence(
     with pytest.raises(PM1Error) as error:
         kind.from_json(text, "mail")
     assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "/tmp/x", "", ".", "..", "a/b", "coordinator", "a\0", "\ud800", "Ü"]
+)
+def test_names_that_lead_out_of_a_folder_are_refused_though_they_are_signed(
+    name: str, whole: dict[type, dict[str, Any]], tmp_path: Path
+) -> None:
+    signer = Signer.create(tmp_path / "key.pem")
+    public = (tmp_path / "key.pem.pub").read_text()
+    request = Request(**{**whole[Request], "site": name, "identity": public}).signed(signer)
+    with pytest.raises(InputError, match="name"):
+        Request.from_json(request.to_json(), "mail")
+    kit = Kit(**{**whole[Kit], "coordinator": public})
+    for changed in ({"site": name}, {"peers": {**kit.peers, name: public}}):
+        with pytest.raises(InputError, match="name"):
+            Kit.from_json(replace(kit, **changed).signed(signer).to_json(), "mail")
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", "{", '{"site": "../x"}'])
+def test_a_damaged_site_is_a_sentence(text: str, tmp_path: Path, said: Said) -> None:
+    consortium, site = started(tmp_path)
+    enrol(consortium, site / "leeds.request")
+    (site / "site.json").write_text(text)
+    for command in (["init", "--site", "leeds"], ["init", "--renew"], ["check"]):
+        assert site_command([*command, "--folder", str(site)]) in (2, 3)
+    assert join(site, consortium / "kits/leeds.kit") in (2, 3)
 
 
 @pytest.mark.parametrize("curve", ["SM2", "secp256k1", "secp112r1"])

@@ -115,6 +115,17 @@ def test_a_name_that_nobody_knows_and_a_port_that_is_closed(site: SiteFolder) ->
     assert "let TCP out to 127.0.0.1" in found["tcp"].remedy
 
 
+@pytest.mark.parametrize("proxy", ["proxy", "socks5://a:1", "http://[::1", "http://a:many", "http://"])
+def test_a_way_out_that_is_no_address_is_a_sentence(proxy: str, site: SiteFolder) -> None:
+    found = way(site, site.facts["gateway"], proxy)
+    assert (found["way out"].state, found["clock"].state) == (FAIL, WARN)
+
+
+def test_the_way_out_is_tried_before_the_gateway(site: SiteFolder) -> None:
+    found = way(site, "nowhere.invalid:8443", f"http://127.0.0.1:{free_ports(1)[0]}")
+    assert (found["dns"].state, found["tcp"].state) == (OK, FAIL)
+
+
 @contextmanager
 def answering(*, certified: Consortium | None) -> Iterator[str]:
     """A server that answers one connection; without certificate it only hangs up. Its HOST:PORT"""
