@@ -212,7 +212,7 @@ def squared_correlation(one: np.ndarray, other: np.ndarray) -> float:
     pair = np.stack([one, other])[:, typed].astype(np.float64)
     if not typed.any() or (np.ptp(pair, axis=1) == 0).any():
         return 0.0
-    return float(np.corrcoef(pair)[0, 1] ** 2)
+    return float(np.asarray(np.corrcoef(pair))[0, 1] ** 2)
 
 
 def _locus(scan: Scan, index: int) -> Locus:

@@ -27,6 +27,7 @@ CONFIG = FundusEncoderConfig(
     decoder_depth=MAE["decoder_depth"],
     decoder_heads=MAE["decoder_num_heads"],
 )
+CLOSE = 2e-6  # an epsilon of LayerNorm other than 1e-6 is beyond it
 SEEN = torch.from_numpy(images()).float()
 
 
@@ -56,7 +57,7 @@ def test_a_file_of_retfounds_layout_loads_by_key_with_none_missing(encoder: Fund
 def test_features_are_those_of_the_reference_definition(encoder: FundusEncoder) -> None:
     with torch.no_grad():
         found = encoder.forward_features(SEEN)
-    torch.testing.assert_close(found, torch.tensor(GOLDEN["features"]), rtol=0, atol=1e-5)
+    torch.testing.assert_close(found, torch.tensor(GOLDEN["features"]), rtol=0, atol=CLOSE)
 
 
 def test_hidden_patches_are_predicted_and_scored_as_the_reference_does(encoder: FundusEncoder) -> None:
@@ -67,6 +68,6 @@ def test_hidden_patches_are_predicted_and_scored_as_the_reference_does(encoder: 
     with torch.no_grad():
         predicted = encoder.decode(encoder.encode_visible(SEEN, order), order)
         loss = encoder.reconstruction_errors(SEEN, order).mean()
-    torch.testing.assert_close(predicted, torch.tensor(GOLDEN["predicted"]), rtol=0, atol=1e-5)
+    torch.testing.assert_close(predicted, torch.tensor(GOLDEN["predicted"]), rtol=0, atol=CLOSE)
     expected = GOLDEN["loss standardised" if encoder.config.norm_pix_loss else "loss"]
-    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    assert float(loss) == pytest.approx(expected, rel=CLOSE)
