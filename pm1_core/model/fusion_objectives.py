@@ -200,7 +200,9 @@ def fusion_losses(
     visible = present & ~masked
     mask = person_means(errors, masked, objective.reduction).mean()
     recon = person_means(errors, visible, objective.reduction).mean()
-    terms, anchors = info_nce(*model.pool(hidden, present), objective.temperature)
+    # Similarities are divided by a small temperature: rounded to half precision they would lose too much.
+    with torch.autocast(hidden.device.type, enabled=False):
+        terms, anchors = info_nce(*model.pool(hidden.float(), present), objective.temperature)
     contrast = (terms.sum(1) / anchors.sum(1).clamp(min=1)).mean()
     total = (1 - objective.contrast) * (mask + recon) + objective.contrast * contrast
     return FusionLosses(

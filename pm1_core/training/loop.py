@@ -18,6 +18,7 @@ from pm1_core.training.memory import Memory
 from pm1_core.training.moments import load_moments, save_moments
 from pm1_core.training.optimisers import OptimiserConfig, build_optimiser, learning_rate
 from pm1_core.training.order import Order, generator
+from pm1_core.training.precision import FLOAT32, PRECISIONS, LossScale, computing, require_exact
 from pm1_core.training.private import Units, train_privately
 from pm1_core.validate import refusal, require_choice, require_keys, require_range
 
@@ -43,22 +44,25 @@ class LoopConfig:
     epochs: local epochs per round
     keep_moments: carry the optimiser's state from round to round on the site's own disk
     device: one of DEVICES, also "cuda:1"; "auto" takes a GPU where there is one
+    precision: of the network's matrix products; parameters, losses and optimiser stay in float32
     """
 
     batch_size: int = 64
     epochs: int = 1
     keep_moments: bool = True
     device: str = "auto"
+    precision: str = FLOAT32
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
 
     def __post_init__(self) -> None:
         if self.device.partition(":")[0] not in DEVICES:
             require_choice("device", self.device, DEVICES, ConfigError)
+        require_choice("loop.precision", self.precision, PRECISIONS, ConfigError)
 
     @staticmethod
     def of(parameters: Mapping[str, Any]) -> LoopConfig:
         """Read the key "loop" of an order's parameters. Raises ConfigError naming an unknown key."""
-        names = ("batch_size", "epochs", "keep_moments", "device", "optimiser")
+        names = tuple(LoopConfig.__dataclass_fields__)
         given = dict(require_keys("loop", parameters.get("loop", {}), (), names, ConfigError))
         optimiser = require_keys(
             "loop.optimiser",
@@ -101,8 +105,10 @@ def train_epochs(
     units: whose gradients are cut one by one where the order has record-level terms, see `private.train_privately`;
         a task that gives none cannot keep them, and ConfigError is raised
 
-    Returns {"loss": mean over people, "steps": n, "skipped_steps": n, "gradient_norm": mean, **parts}. The norm is
-    of the task's own gradient, before clipping and without the guide.
+    Returns {"loss": mean over people, "steps": n, "skipped_steps": n, "gradient_norm": mean, **parts}, and
+    "loss_scale" in float16. The norm is of the task's own gradient, before clipping and without the guide. A step is
+    skipped whose loss or gradient is not finite (a KL divergence that is NaN, appendix F.1, or an overflow of
+    float16), or whose gradient is too large.
     """
     config = LoopConfig.of(order.parameters)
     terms = record_terms(order.privacy)
@@ -111,10 +117,13 @@ def train_epochs(
             found = "it does not say whose gradients are to be cut"
             remedy = "train it without differential privacy, or hand units to train_epochs"
             raise ConfigError(refusal(f"task {order.task!r}, privacy", found, remedy))
+        require_exact(f"task {order.task!r}", config.precision)
         return train_privately(module, trained, order, terms, folder, units, config, guide)
     parameters, memory = list(trained.values()), Memory(folder, order)
     optimiser = build_optimiser(parameters, config.optimiser)
     step = load_moments(optimiser, trained, memory) if config.keep_moments else 0
+    device = parameters[0].device.type
+    scale = LossScale(config.precision, device, memory if config.keep_moments else None)
     module.train()
     guide.begin(trained)
     size = config.batch_size or max(1, examples)
@@ -130,8 +139,9 @@ def train_epochs(
             for group in optimiser.param_groups:
                 group["lr"] = rate
             optimiser.zero_grad(set_to_none=True)
-            losses = loss_of(indices, draws, step)
-            torch.autograd.backward(losses.total)
+            with computing(config.precision, device):
+                losses = loss_of(indices, draws, step)
+            scale.backward(losses.total, optimiser)
             norm = float(
                 torch.nn.utils.clip_grad_norm_(parameters, config.optimiser.clip_norm or float("inf"))
             )
@@ -153,4 +163,4 @@ def train_epochs(
     if config.keep_moments:
         save_moments(optimiser, trained, memory, step)
     averages = {name: value / max(1, seen) for name, value in sums.items()}
-    return {**averages, "steps": float(steps), "skipped_steps": float(skipped)}
+    return {**averages, "steps": float(steps), "skipped_steps": float(skipped), **scale.kept()}

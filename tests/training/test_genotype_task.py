@@ -199,20 +199,6 @@ def test_a_diverged_posterior_skips_the_step_and_keeps_the_weights(tmp_path: Pat
         np.testing.assert_array_equal(array, tensors[name])
 
 
-def test_bfloat16_gives_nearly_the_figures_of_float32(tmp_path: Path) -> None:
-    dosages = linked_dosages(40)
-    losses = []
-    for precision in ("float32", "bfloat16"):
-        task = GenotypeTask(parameters(precision=precision), STUDY)
-        tensors = task.initial({}, 1)
-        found = task.evaluate(
-            site(dosages), order(parameters()), state_of(dosages), tensors, tmp_path, Split.TEST
-        )
-        losses.append(found["loss"])
-    assert losses[0] != losses[1]
-    assert losses[0] == pytest.approx(losses[1], rel=0.02)
-
-
 def test_a_site_without_people_of_the_split_says_so(tmp_path: Path) -> None:
     task = GenotypeTask(parameters(), STUDY)
     empty = site(np.zeros((0, SNPS), np.uint8))
@@ -226,7 +212,6 @@ def test_a_site_without_people_of_the_split_says_so(tmp_path: Path) -> None:
         ({"chromosome": 21}, "use one of the study's: 22"),
         ({"chromosome": "22"}, "found '22'"),
         ({"model": {"widht": 8}}, "did you mean 'width'"),
-        ({"precision": "float16"}, "bfloat16"),
     ],
 )
 def test_wrong_parameters_are_refused_by_name(wrong: dict[str, Any], message: str) -> None:

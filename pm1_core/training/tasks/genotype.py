@@ -26,7 +26,7 @@ from pm1_core.training.parts import State, dump_part, load_part, named_part, par
 from pm1_core.training.private import Units
 from pm1_core.training.tasks.base import Metrics, Task
 from pm1_core.update import Tensors, Update
-from pm1_core.validate import refusal, require_choice, require_keys
+from pm1_core.validate import refusal, require_keys
 
 _EVALUATED_AT_ONCE = 256
 
@@ -38,8 +38,6 @@ class GenotypeTask(Task):
       chromosome: 1 to 22
       model: fields of GenotypeVAEConfig
       architecture: "convolutional" (PM1's), or the baselines "linear" and "shallow"
-      precision: "float32" or "bfloat16" for the forward pass. The paper's float16 needs a loss scale that
-        follows from each site's own overflows; bfloat16 has float32's range and needs none
       loop: see LoopConfig
 
     Tensors travel as "genotype.{chromosome}.{parameter}". Raises ConfigError on a wrong parameter.
@@ -60,9 +58,6 @@ class GenotypeTask(Task):
         model = require_keys("genotype task, model", parameters.get("model", {}), (), fields, ConfigError)
         self.config = GenotypeVAEConfig(**model)
         self.architecture: str = parameters.get("architecture", "convolutional")
-        precision = parameters.get("precision", "float32")
-        require_choice("genotype task, precision", precision, ("float32", "bfloat16"), ConfigError)
-        self.half: bool = precision == "bfloat16"
         self.prefix = f"genotype.{self.chromosome}."
         self.device = device_of(parameters)
 
@@ -184,9 +179,8 @@ class GenotypeTask(Task):
         kl_share: float,
         generator: torch.Generator | None,
     ) -> tuple[GenotypeLosses, torch.Tensor]:
-        """Each person's losses and logits. Only the network runs in half precision."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
-            logits, mean, log_variance = module(dosages, generator)
+        """Each person's losses, in float32 whatever the network computed in, and logits."""
+        logits, mean, log_variance = module(dosages, generator)
         losses = genotype_losses(
             logits.float(),
             mean.float(),

@@ -233,4 +233,4 @@ class PhenotypeTask(Task):
         self, output: torch.Tensor, values: torch.Tensor, known: torch.Tensor, scale: _Scale
     ) -> PhenotypeLosses:
         binary = self._binary_on_device()
-        return phenotype_loss(output, values, known, binary, self.config.reduction, scale.expected)
+        return phenotype_loss(output.float(), values, known, binary, self.config.reduction, scale.expected)
