@@ -85,6 +85,7 @@ class PhaseNode:
     task: statistics, genotype, phenotype, fundus, tokens or fusion, or what an installed package offers
     rounds: federated rounds
     min_sites, min_share: fewer sites, or sites with a smaller share of the people, end the study with a sentence
+    patience: end after so many rounds without a better validation loss, on the best model; 0 runs all rounds
     chromosomes: of a genotype phase; empty takes all 22, each a phase of its own
     parameters: of a task that an installed package offers, whatever that task reads
     """
@@ -93,6 +94,7 @@ class PhaseNode:
     rounds: int = 1
     min_sites: int = 1
     min_share: float = 0.0
+    patience: int = 0
     chromosomes: list[int] = field(default_factory=list)
     parameters: dict[str, Any] = field(default_factory=dict)
     loop: Loop = field(default_factory=Loop)  # type: ignore[valid-type]

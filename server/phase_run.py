@@ -18,9 +18,10 @@ from pm1_core.validate import refusal
 from server.delivery import Delivery
 from server.exchange import Exchange, Participant, blaming
 from server.figures import mean_figures, pooled, require_counts, summed
-from server.folding import STATE, advanced, complete, start_of
+from server.folding import STATE, Pairs, advanced, complete, start_of
 from server.gathered import Gathered
 from server.journal import Journal
+from server.patience import LOSS, best_round, kept_loss, validated
 from server.provenance import code_hash
 from server.roster import Member, Roster, shortfall
 from server.secure_phase import secure_evaluated, secure_gathered
@@ -30,6 +31,8 @@ from server.study import Phase, Study
 from server.updates import Expected, Spooled, far_beyond
 from strategies import Strategy, records
 
+Figures = Mapping[str, Mapping[str, Mapping[str, float]]]
+"""Further fields of a checkpoint: metrics and areas."""
 _SITES_NAMED = 100
 """Figures of more sites than this stay in metrics.jsonl: every site gets the manifest with every request."""
 
@@ -89,9 +92,9 @@ class PhaseRun:
         """
         if latest is None or latest.phase != self.phase.name:
             latest = self._begin(latest)
-        for number in range(latest.round + 1, self.phase.rounds + 1):
-            latest = self._round(number, latest)
-            progress(number)
+        while latest.round < latest.rounds:
+            latest = self._round(latest.round + 1, latest)
+            progress(latest.round)
         return latest
 
     def _begin(self, latest: Checkpoint | None) -> Checkpoint:
@@ -259,18 +262,23 @@ class PhaseRun:
         checkpoints, journal, phase = self.desk.checkpoints, self.desk.journal, self.phase
         pulse = self.desk.exchange.pulse
         pulse.doing(f"{phase.name}, round {number}: folding")
-        last = number == phase.rounds
-        previous = self._tensors(latest, [*latest.trained, "server"])
-        folded = complete(previous, self.strategy.aggregate(number, previous, gathered.updates))
+        best = self._best(latest, gathered.means)
+        last = number == phase.rounds or best is not None
         ended = STATE if last else ()  # not even written: no checkpoint would name it
-        tensors = advanced(self.task, number, self._tensors(latest, latest.trained), folded)
+        if best:
+            kept = self._tensors(best, best.trained)
+            tensors: Pairs = ((name, kept[name]) for name in kept)
+        else:
+            previous = self._tensors(latest, [*latest.trained, "server"])
+            folded = complete(previous, self.strategy.aggregate(number, previous, gathered.updates))
+            tensors = advanced(self.task, number, self._tensors(latest, latest.trained), folded)
         draft = checkpoints.draft(
             latest,
             (pair for pair in tensors if part_of(pair[0]) not in ended),
             without=ended,
             trained=latest.trained,
             sites=gathered.sites,
-            **self._manifest(number),
+            **{**self._manifest(number), "rounds": number if last else phase.rounds},
         )
         seconds = time.monotonic() - began
         for site, metrics in gathered.figures.items():
@@ -278,15 +286,23 @@ class PhaseRun:
         whole = sum(gathered.sites.values())
         journal.write(draft.sequence, phase.name, number, None, gathered.means, whole, seconds)
         # Under terms of privacy figures on people would be releases too, and nobody has paid for them.
-        figures = self._evaluate(draft, members) if last and not phase.privacy else {}
+        figures: Figures = kept_loss(gathered.means) if phase.patience else {}
+        if last and not phase.privacy:
+            figures = self._evaluate(draft, members)
         measured = {"seconds": round(seconds, 3), **pulse.bytes_of_round(), **gathered.energy}
         checkpoint = checkpoints.commit(draft, measured=measured, **figures)
         gathered.clear()
         return checkpoint
 
-    def _evaluate(
-        self, draft: Checkpoint, members: Sequence[Member]
-    ) -> dict[str, Mapping[str, Mapping[str, float]]]:
+    def _best(self, latest: Checkpoint, means: Mapping[str, float]) -> Checkpoint | None:
+        """The checkpoint on whose model the phase ends with this round, if patience has run out."""
+        losses = validated(self.desk.checkpoints, latest) if self.phase.patience else {}
+        if LOSS in means:
+            losses[latest.round] = means[LOSS]
+        best = best_round(losses, self.phase.patience)
+        return None if best is None else self.desk.checkpoints.load(latest.sequence - latest.round + best)
+
+    def _evaluate(self, draft: Checkpoint, members: Sequence[Member]) -> Figures:
         """Figures of the phase's last model on validation and test people, and areas from the sites' sums."""
         began = time.monotonic()
         desk, phase = self.desk, self.phase

@@ -27,6 +27,7 @@ class Phase:
         of all sites that have the phase's modalities, ends the study with a sentence
     parameters: the task's own ("model", "loop", "chromosome", ...)
     privacy: the guarantee under which sites answer, see pm1_core.privacy.terms; {} for none
+    patience: rounds without a better validation loss after which the phase ends, see server.patience; 0 for never
     """
 
     name: str
@@ -36,12 +37,20 @@ class Phase:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     min_share: float = 0.0
     privacy: Mapping[str, Any] = field(default_factory=dict)
+    patience: int = 0
 
     def __post_init__(self) -> None:
         require_known(f"phase {self.name!r}, task", self.task)
         require_range(f"phase {self.name!r}, rounds", self.rounds, 1, error=ConfigError)
         require_range(f"phase {self.name!r}, min_sites", self.min_sites, 1, error=ConfigError)
         require_range(f"phase {self.name!r}, min_share", self.min_share, 0, 1, ConfigError)
+        require_range(f"phase {self.name!r}, patience", self.patience, 0, error=ConfigError)
+        if self.patience and self.privacy:
+            found = (
+                f"found {self.patience}, under differential privacy, where no validation loss leaves a site"
+            )
+            remedy = "use patience=0, and as many rounds as the budget is for"
+            raise ConfigError(refusal(f"phase {self.name!r}, patience", found, remedy))
 
 
 @dataclass(frozen=True)
@@ -133,13 +142,14 @@ class Study:
 def expand(phases: Mapping[str, Mapping[str, Any]]) -> tuple[Phase, ...]:
     """Phases as configured, the one of task "genotype" once per chromosome.
 
-    A mapping name -> {task, rounds, min_sites, min_share, chromosomes, ...}; whatever is not a field of Phase
-    becomes a parameter of the task.
+    A mapping name -> {task, rounds, min_sites, min_share, patience, chromosomes, ...}; whatever is not a field of
+    Phase becomes a parameter of the task.
     """
+    own = ("task", "rounds", "min_sites", "min_share", "patience")
     expanded: list[Phase] = []
     for name, given in phases.items():
         rest = dict(given)
-        fixed = {key: rest.pop(key) for key in ("task", "rounds", "min_sites", "min_share") if key in rest}
+        fixed = {key: rest.pop(key) for key in own if key in rest}
         if fixed.get("task") != "genotype":
             expanded.append(Phase(name=name, **fixed, parameters=rest))
             continue

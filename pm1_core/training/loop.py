@@ -106,9 +106,9 @@ def train_epochs(
         a task that gives none cannot keep them, and ConfigError is raised
 
     Returns {"loss": mean over people, "steps": n, "skipped_steps": n, "gradient_norm": mean, **parts}, and
-    "loss_scale" in float16. The norm is of the task's own gradient, before clipping and without the guide. A step is
-    skipped whose loss or gradient is not finite (a KL divergence that is NaN, appendix F.1, or an overflow of
-    float16), or whose gradient is too large.
+    "loss_scale" in float16. The norm is of the task's own gradient, before clipping and without the guide. Skipped is
+    a step whose loss or gradient is not finite (a KL divergence that is NaN, appendix F.1, or an overflow of
+    float16), or whose gradient is larger than `skip_norm`.
     """
     config = LoopConfig.of(order.parameters)
     terms = record_terms(order.privacy)
