@@ -16,6 +16,7 @@ with `tasks="tabular,other"` for tasks of installed packages, `ledger="/safe/led
 the folder, and `unprotected=true` to answer studies without differential privacy although there is a ledger. Secure
 aggregation takes `identity="/etc/pm1/site.pem" peers="/etc/pm1/peers"`; such a site answers no study in the clear,
 unless `unsecured=true` allows it. With `door="127.0.0.1:9444"` every answer gets a ticket there before it leaves.
+A machine's own are `batch_size="genotype:16,fusion:64"`, `precision="bfloat16"` and, with four GPUs, `processes=4`.
 Simulations build an app for their sites with `make_app`.
 """
 
@@ -53,13 +54,16 @@ def from_node_config(context: Context) -> SitePaths:
         trust=str(config["trust"]),
         tasks=tuple(name for name in str(config.get("tasks", "")).split(",") if name),
         alone=str(config.get("alone", True)).lower() == "true",
-        threads=_threads(config.get("threads", 0)),
+        threads=_cores(config.get("threads", 0), "threads", "cores, 0 leaves it to torch"),
         ledger=str(config.get("ledger", "")),
         unprotected=_switch(config.get("unprotected", False)),
         identity=str(config.get("identity", "")),
         peers=str(config.get("peers", "")),
         unsecured=_switch(config.get("unsecured", False)),
         door=str(config.get("door", "")),
+        batch_size=str(config.get("batch_size", "")),
+        precision=str(config.get("precision", "")),
+        processes=_cores(config.get("processes", 1), "processes", "GPUs"),
     )
 
 
@@ -67,10 +71,10 @@ def _switch(value: object) -> bool:
     return str(value).lower() == "true"
 
 
-def _threads(value: object) -> int:
+def _cores(value: object, key: str, what: str) -> int:
     if not str(value).isdecimal():
-        remedy = "give a whole number of cores, 0 leaves it to torch"
-        raise ConfigError(refusal("--node-config, threads", f"found {value!r}", remedy))
+        remedy = f"give a whole number of {what}"
+        raise ConfigError(refusal(f"--node-config, {key}", f"found {value!r}", remedy))
     return int(str(value))
 
 

@@ -54,6 +54,8 @@ class SitePaths:
     peers: folder with the public key of every site as NAME.pub, this one's among them
     unsecured: answer studies in the clear although the site has peers
     door: HOST:PORT where the site's door takes tickets, see client.door; "" without one
+    batch_size, precision: the site's own, see pm1_core.training.machine; "" takes the study's
+    processes: that train at a time, one on each GPU, see pm1_core.training.parallel
     """
 
     store: str
@@ -68,6 +70,9 @@ class SitePaths:
     peers: str = ""
     unsecured: bool = False
     door: str = ""
+    batch_size: str = ""
+    precision: str = ""
+    processes: int = 1
 
 
 class LackingError(PM1Error):

@@ -22,6 +22,7 @@ from pm1_core.errors import PM1Error, PrivacyError
 from pm1_core.fields import Modality, Split
 from pm1_core.privacy.terms import SiteTerms, record_terms, terms_of
 from pm1_core.training import methods
+from pm1_core.training.machine import Machine
 from pm1_core.training.memory import Memory
 from pm1_core.training.order import Order, derived_seed
 from pm1_core.training.tasks import Task, allowed_tasks, build_task
@@ -49,7 +50,8 @@ class Work(SecureSite):
         for text in records.list_of(self.facts, "orders"):
             order = Order.from_json(text)
             try:
-                phases[order.phase] = self._counts(self._task(order), order, text)
+                own = self._machine().own(order)
+                phases[order.phase] = self._counts(self._task(own), own, text)
             except PM1Error as error:
                 phases[order.phase] = {"refused": str(error)}
         facts: dict[str, records.Fact] = {
@@ -163,7 +165,7 @@ class Work(SecureSite):
     def _request(self, kind: str) -> tuple[Request, Task]:
         """The order at this site and its task. Raises LackingError if objects that it needs are not here."""
         text = records.text_of(self.facts, "order")
-        order = Order.from_json(text)
+        order = self._machine().own(Order.from_json(text))
         task = self._task(order)
         needed = [*self.state().selected(task.needs), *(self.trained() if self._came_along is None else ())]
         lacking = self.lacking(needed)
@@ -221,6 +223,9 @@ class Work(SecureSite):
 
     def _task(self, order: Order) -> Task:
         return build_task(order, self.store.study, allowed_tasks(self.paths.tasks))
+
+    def _machine(self) -> Machine:
+        return Machine.of(self.paths.batch_size, self.paths.precision)
 
     def _counts(self, task: Task, order: Order, text: str) -> dict[str, int | str]:
         """How many people there are for a phase, if an answer to its orders could be given."""

@@ -20,6 +20,7 @@ from configs import schema
 from pm1_core.errors import ConfigError
 from pm1_core.model.fusion_objectives import FusionObjective
 from pm1_core.training.loop import LoopConfig
+from pm1_core.training.machine import Machine
 from pm1_core.validate import refusal
 
 _BESIDE_PHASES = {"shares": ("counts",)}
@@ -52,6 +53,7 @@ def load(name: str, overrides: Sequence[str]) -> dict[str, Any]:
             raise _sentence(error, overrides, schema.ROOTS[name], strategy) from None
     checked = typing.cast(dict[str, Any], content)
     LoopConfig(device=checked["site"]["device"])
+    Machine.of(checked["site"]["batch_size"], checked["site"]["precision"])
     for part, core in schema.PARTS.items() if "model" in checked else ():
         schema.frozen(core, checked["model"][part])
     for phase in checked["study"]["phases"].values() if "study" in checked else ():

@@ -24,6 +24,7 @@ from pm1_core.privacy.calibration import Calibration, Plan, calibrate
 from pm1_core.privacy.mechanisms import Mechanism
 from pm1_core.privacy.terms import RecordTerms, to_order
 from pm1_core.training.order import Order
+from pm1_core.training.precision import FLOAT32, require_exact
 from pm1_core.training.tasks import TASKS, Task, task_class
 from pm1_core.training.tasks.reference import pin_reference
 from pm1_core.validate import refusal, require_choice
@@ -111,6 +112,8 @@ def _terms(cls: type[Task], phase: Phase, privacy: Privacy) -> RecordTerms:
         )
     trains = cls.aggregation == "mean"
     rate = float(privacy["sample_rate"])
+    if trains:
+        require_exact(f"phase {phase.name!r}", phase.parameters["loop"].get("precision", FLOAT32))
     epochs = int(phase.parameters["loop"]["epochs"]) if trains else 1
     return RecordTerms(
         noise_multiplier=1.0,

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -55,7 +56,8 @@ def run(config: dict[str, Any], stages: Stages) -> Path:
     atomic.write_text(folder / "config.yaml", compose.to_yaml(config))
     study = build_study(config)
     tasks = allowed_tasks(config["site"]["tasks"])
-    federate(study, workspace, folder, config["engine"], stages, config["workers"], tasks)
+    machine = {key: config["site"][key] for key in ("batch_size", "precision", "processes")}
+    federate(study, workspace, folder, config["engine"], stages, config["workers"], tasks, machine=machine)
     # A finished run is not assessed twice: the figures follow from the checkpoint and the configuration.
     latest = CheckpointFolder(folder / "checkpoints").latest()
     key = {
@@ -106,13 +108,14 @@ def federate(
     workers: int = 1,
     tasks: tuple[str, ...] = (),
     ledgers: Path | None = None,
+    machine: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
-    """Run what is left of `study` over the workspace's members; `ledgers` as for `members_of`."""
+    """Run what is left of `study` over the workspace's members; `ledgers` and `machine` as for `members_of`."""
     summary = load_definition(workspace.definition).summary
     key = folder / "keys" / "coordinator.pem"
     signer = Signer.at(key)
     trust = str(public_file(key).resolve())
-    sites = members_of(study, workspace.stores, folder, trust, tasks, ledgers)
+    sites = members_of(study, workspace.stores, folder, trust, tasks, ledgers, machine)
     with stages.stage(f"federated training ({engine})") as step:
 
         def coordinate(grid: Grid) -> Coordinator:

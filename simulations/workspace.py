@@ -16,6 +16,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -66,12 +67,14 @@ def members_of(
     trust: str,
     tasks: tuple[str, ...] = (),
     ledgers: Path | None = None,
+    machine: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[SitePaths]:
     """The sites of a run in `folder`; those of a private study get a ledger with its budget, if they have none.
 
     Those of a study under secure aggregation get identity keys, and know each other's.
 
     ledgers: folder of the ledgers, one of each site, where several runs share them; None for this run's own
+    machine: further fields of SitePaths, alike at all sites
     """
     sites, guarantee = [], study.guarantee
     for site, store in stores.items():
@@ -80,7 +83,9 @@ def members_of(
         if guarantee and not ledger.exists:
             ledger.path.parent.mkdir(parents=True, exist_ok=True)
             ledger.open(site, {guarantee["unit"]: (guarantee["budget"], guarantee["delta"])})
-        sites.append(SitePaths(str(store.resolve()), str(own), trust, tasks, ledger=str(ledger.path)))
+        sites.append(
+            SitePaths(str(store.resolve()), str(own), trust, tasks, ledger=str(ledger.path), **machine)
+        )
     if study.secure:
         return enrolled(dict(zip(stores, sites, strict=True)), folder / "keys" / "sites")
     return sites

@@ -85,5 +85,11 @@ def test_patience_is_refused_by_name_under_differential_privacy() -> None:
         build_study(compose.load("server", ["model=tiny", *private]))
 
 
+def test_a_precision_is_refused_by_name_under_record_level_privacy() -> None:
+    private = ["privacy=record", "study.phases.fusion.loop.precision=bfloat16"]
+    with pytest.raises(ConfigError, match=r"phase 'fusion', loop.precision: found 'bfloat16' under record"):
+        build_study(compose.load("server", ["model=tiny", *private]))
+
+
 def test_without_patience_all_rounds_run() -> None:
     assert all(phase.patience == 0 for phase in tiny_study().phases)
