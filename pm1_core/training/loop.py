@@ -106,8 +106,8 @@ def train_epochs(
         a task that gives none cannot keep them, and ConfigError is raised
 
     Returns {"loss": mean over people, "steps": n, "skipped_steps": n, "gradient_norm": mean, **parts}, and
-    "loss_scale" in float16. The norm is of the task's own gradient, before clipping and without the guide. Skipped is
-    a step whose loss or gradient is not finite (a KL divergence that is NaN, appendix F.1, or an overflow of
+    "loss_scale" in float16. The norm is of the task's own gradient, before clipping and without the guide. Skipped
+    is a step whose loss or gradient is not finite (a KL divergence that is NaN, appendix F.1, or an overflow of
     float16), or whose gradient is larger than `skip_norm`.
     """
     config = LoopConfig.of(order.parameters)
