@@ -32,8 +32,8 @@ simulate-real: $(STAMP)  ## the same study on real people (needs PM1_REAL_DATA)
 test: $(STAMP)  ## the test suite, some ten minutes on two cores
 	@$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
-test-slow: $(STAMP)  ## tests of minutes: real deployments, Ray, kills; CI runs them too
-	@$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
+test-slow: $(STAMP)  ## tests of minutes: real deployments, Ray, kills, one at a time; CI runs them too
+	@$(BIN)/python -m pytest -m slow
 
 bench: $(STAMP)  ## ratios against named peers, an hour; writes bench/results.json and docs/benchmarks.md
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation \
