@@ -14,6 +14,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import stat
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -24,6 +25,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.utils import CryptographyDeprecationWarning
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from pm1_core import atomic
@@ -45,6 +47,7 @@ _BAD = (
     UnsupportedAlgorithm,
     x509.InvalidVersion,
     x509.DuplicateExtension,
+    CryptographyDeprecationWarning,
 )
 """What cryptography raises on bytes that somebody sent."""
 _LIST_DAYS = 3650  # a list is replaced at each revocation; one that ran out would shut everybody out
@@ -207,9 +210,12 @@ def pem(thing: x509.Certificate | x509.CertificateSigningRequest | x509.Certific
 def certificate(where: object, text: str) -> x509.Certificate:
     """Raises InputError unless `text` is one certificate in PEM."""
     try:
-        (found,) = x509.load_pem_x509_certificates(text.encode())
-        # Read now, so that what cannot be read is refused here and not where it is used.
-        _ = found.subject, found.public_key(), found.not_valid_before_utc, found.not_valid_after_utc
+        with warnings.catch_warnings():
+            # Forms that RFC 5280 forbids, and that a next release of cryptography cannot read.
+            warnings.simplefilter("error", CryptographyDeprecationWarning)
+            (found,) = x509.load_pem_x509_certificates(text.encode())
+            # Read now, so that what cannot be read is refused here and not where it is used.
+            _ = found.subject, found.public_key(), found.not_valid_before_utc, found.not_valid_after_utc
     except _BAD:
         raise InputError(refusal(where, "found no certificate", "use the file as it was written")) from None
     return found

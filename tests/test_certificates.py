@@ -11,7 +11,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pm1_core import certificates
@@ -127,6 +127,7 @@ def _parts(der: bytes) -> list[bytes]:
 
 
 @given(changes=st.lists(st.tuples(st.integers(2, 10_000), st.integers(0, 255)), min_size=1, max_size=3))
+@example(changes=[(11, 128)])  # a negative serial number
 @settings(max_examples=300, deadline=None)
 def test_bytes_that_are_changed_and_signed_anew_are_no_traceback(
     authority: Authority, changes: list[tuple[int, int]]

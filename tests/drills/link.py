@@ -85,13 +85,17 @@ class Link:
         asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
 
     async def _serve(self) -> None:
-        self._server = await asyncio.start_server(self._relayed, sock=self._listener)
+        self._server = await asyncio.start_server(self._accepted, sock=self._listener)
 
     async def _close(self) -> None:
         self._server.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.CancelledError):  # the line is closed
+            await self._relayed(reader, writer)
 
     async def _relayed(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -130,9 +134,9 @@ class Link:
                 if self._random.random() < self._resets:
                     self.figures.resets += 1
                     raise _ResetError
+                setattr(self.figures, name, getattr(self.figures, name) + len(chunk))
                 writer.write(chunk)
                 await writer.drain()
-                setattr(self.figures, name, getattr(self.figures, name) + len(chunk))
                 await asyncio.sleep(len(chunk) / self._rate)
 
         async with asyncio.TaskGroup() as both:
