@@ -9,8 +9,8 @@ import torch
 from hospitals import prepare_hospitals
 from hypothesis import settings
 
-# How long an example takes is up to what else the machine does. The suite tries the same examples everywhere, so that
-# a change passes or fails for what it is; `pytest --hypothesis-profile explore` looks for new ones.
+# How long an example takes is up to what else the machine does. The suite tries the same examples everywhere, so
+# that a change passes or fails for what it is; `pytest --hypothesis-profile explore` looks for new ones.
 settings.register_profile("suite", deadline=None, derandomize=True)
 settings.register_profile("explore", deadline=None)
 settings.load_profile("suite")
