@@ -75,6 +75,9 @@ def add_parser(commands: Subcommands) -> None:
         "--license", default="unknown", metavar="ID", help="of the weights, for the model card"
     )
     export.add_argument("--shard-size", default="5GB", metavar="N", help="largest file, as 5GB or 200MiB")
+    export.add_argument(
+        "--merge", action="store_true", help="also write the fundus encoder with its adapters merged"
+    )
     export.add_argument("--mlflow", metavar="URI", help="also register it in this MLflow registry")
     export.add_argument(
         "--mlflow-name", metavar="NAME", help="name of the registered model; default: the study's"
@@ -256,7 +259,7 @@ def _export(options: argparse.Namespace) -> None:
     done = export(
         registry, checkpoint, options.out, parts=options.part, study_file=options.study,
         trust=Trust.load(*options.key) if options.key else None,
-        licence=options.license, shard_bytes=bytes_of(options.shard_size),
+        licence=options.license, shard_bytes=bytes_of(options.shard_size), merged=options.merge,
     )  # fmt: skip
     version = None
     if options.mlflow:

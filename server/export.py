@@ -4,6 +4,7 @@
     config.json                 sizes of the parts
     model.safetensors           or model-00001-of-00003.safetensors ... and model.safetensors.index.json
     fundus/                     adapters in PEFT's format: adapter_config.json, adapter_model.safetensors
+    fundus/merged.safetensors   if asked for: base and decoder with the adapters merged into it (appendix F.3)
     checkpoint.json release.json coordinator.pub     signed manifest and record of the release; the key
     objects.json                which tensors each object of the manifest holds: an export can start another run
 
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pm1_core import atomic
-from pm1_core.checkpoint import Checkpoint
+from pm1_core.checkpoint import Checkpoint, State
 from pm1_core.errors import InputError
 from pm1_core.signing import Trust
 from pm1_core.validate import refusal, require_choice
@@ -62,6 +63,7 @@ def export(
     trust: Trust | None = None,
     licence: str = "unknown",
     shard_bytes: int = SHARD_BYTES,
+    merged: bool = False,
 ) -> Exported:
     """Write `checkpoint` to `folder`, which must not exist or be empty.
 
@@ -69,6 +71,8 @@ def export(
         without what a strategy keeps for itself within a phase
     trust: keys that must have signed the lineage; default: the run's own, if it is there
     licence: of the weights, an identifier of Hugging Face's list
+    merged: also write the fundus encoder with its adapters merged, which holds the base's weights and is under its
+        licence; the study's base file has to be where the study says
 
     Raises InputError if `folder` is in use, a part is unknown or the study is not there, CheckpointError if the
     lineage, a signature or a tensor is damaged. An OSError leaves no folder behind.
@@ -94,6 +98,8 @@ def export(
                 of_fundus = [entry for digest in chosen[FUNDUS] for entry in held[digest]]
                 (beside / FUNDUS).mkdir()
                 _write_adapters(beside / FUNDUS, facts, of_fundus)
+        if merged:
+            _write_merged(beside / FUNDUS, study, registry.checkpoints.state(checkpoint))
         (beside / CHECKPOINT).write_text(checkpoint.to_json() + "\n")
         if release:
             (beside / RELEASE).write_text(release.to_json())
@@ -213,6 +219,23 @@ def _write_adapters(folder: Path, facts: Facts, tensors: Sequence[Entry]) -> Non
     ]
     write(folder / "adapter_model.safetensors", adapters, _METADATA)
     (folder / "README.md").write_text(adapter_card(facts, fields))
+
+
+def _write_merged(folder: Path, study: Study, state: State) -> None:
+    """The encoder as after adaptation, under the names of its base: it loads wherever the base did."""
+    # Imported here: peft and timm take seconds, which only this needs.
+    from safetensors.torch import save_file
+
+    from pm1_core.training.adapters import build_encoder
+
+    fields = [phase.parameters["model"] for phase in study.phases if phase.task == FUNDUS]
+    if not fields or FUNDUS not in state.parts:
+        raise InputError(refusal("merged encoder", "the checkpoint has no adapters", "leave --merge out"))
+    folder.mkdir(exist_ok=True)
+    tensors = {
+        name: tensor.contiguous() for name, tensor in build_encoder(fields[0], state).state_dict().items()
+    }
+    save_file(tensors, folder / "merged.safetensors", _METADATA)
 
 
 def _write_json(file: Path, content: object) -> None:

@@ -23,6 +23,7 @@ from timm.models.vision_transformer import VisionTransformer
 import server.cli
 from pm1_core.checkpoint import CheckpointFolder
 from pm1_core.errors import CheckpointError, InputError
+from pm1_core.model.fundus_base import load_base
 from pm1_core.model.fundus_encoder import FundusEncoder, FundusEncoderConfig
 from pm1_core.model.fundus_lora import attach_lora, initial_lora, load_lora
 from pm1_core.model.fusion import FusionConfig, FusionTransformer
@@ -138,6 +139,33 @@ def test_peft_loads_the_adapters_on_a_timm_base_and_gives_the_same_tokens(run: R
         "README.md", "adapter_config.json", "adapter_model.safetensors", "checkpoint.json", "release.json",
         "coordinator.pub",
     }  # fmt: skip
+
+
+def test_a_merged_encoder_loads_as_its_base_did_and_gives_the_adapted_tokens(
+    run: Run, tmp_path: Path
+) -> None:
+    assert _command(run.folder, "released", "--out", tmp_path / "out", "--merge") == 0
+    merged = tmp_path / "out" / "fundus" / "merged.safetensors"
+    config = FundusEncoderConfig(**FUNDUS)
+    plain = load_base(merged, config)
+    adapted = attach_lora(FundusEncoder(config, seed=FUNDUS["base_seed"]))
+    names = {name.removeprefix("fundus.lora."): torch.from_numpy(a) for name, a in _adapters().items()}
+    load_lora(adapted, names)
+    photographs = torch.randint(0, 256, (3, 40, 40, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        torch.testing.assert_close(plain.eval().encode(photographs), adapted.eval().encode(photographs))
+    assert not torch.equal(
+        plain.state_dict()["blocks.0.attn.qkv.weight"],
+        FundusEncoder(config, seed=FUNDUS["base_seed"]).state_dict()["blocks.0.attn.qkv.weight"],
+    )
+
+
+def test_without_adapters_there_is_nothing_to_merge(run: Run, tmp_path: Path) -> None:
+    bare = Run(tmp_path / "bare")
+    last = bare.save("fusion", 2, {"fusion.cls": np.zeros((1, 1, 32), np.float32)})
+    with pytest.raises(InputError, match="the checkpoint has no adapters; leave --merge out"):
+        export(Registry(bare.folder), last, tmp_path / "out", merged=True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_model_card_says_what_the_manifest_says(run: Run, tmp_path: Path) -> None:
