@@ -9,7 +9,7 @@
 
 A *missing* token was never measured: it is replaced by [MASK] and no token attends to it, but it may ask, so
 that its output is a prediction of it. A *masked* token was measured and is hidden by the objective: replaced
-by [MASK] as well, it stays a key (READINGS, "missing tokens").
+by [MASK] as well, it stays a key.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Tokens = Mapping[Modality, Tensor]
 class FusionConfig:
     """Sizes of the fusion transformer; the defaults are the paper's.
 
-    width: h; layers, heads, feedforward: of the encoder, feedforward is 2h (READINGS)
+    width: h; layers, heads, feedforward: of the encoder, feedforward is 2h, which fits the published size
     genotype_width, phenotype_width, fundus_width: of the tokens that come in and go out
     final_norm: LayerNorm after the last layer; off gives the paper's 1,095,502,848 parameters
     """
