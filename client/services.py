@@ -97,22 +97,11 @@ async def serve_door(folder: SiteFolder) -> None:
     import uvicorn
 
     from client.tickets import server
+    from strategies.serving import configuration
 
     opened, (host, port) = door(folder), address(DOOR)
-    config = uvicorn.Config(
-        opened.app(),
-        host=host,
-        port=port,
-        loop="asyncio",
-        ws="none",
-        lifespan="off",
-        access_log=False,
-        log_level="warning",
-        server_header=False,
-        timeout_graceful_shutdown=2,
-        ssl_certfile=folder.file("local/door.crt"),
-        ssl_keyfile=folder.file("local/door.key"),
-    )
+    cert, private = folder.file("local/door.crt"), folder.file("local/door.key")
+    config = configuration(opened.app(), host, port, ssl_certfile=cert, ssl_keyfile=private)
     config.load()
     assert config.ssl is not None
     config.ssl.minimum_version = ssl.TLSVersion.TLSv1_3

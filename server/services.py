@@ -135,6 +135,7 @@ async def _serve_guard(consortium: Consortium) -> None:
 
     from server.guard import Guard, Register
     from server.nodes import keep_registered
+    from strategies.serving import configuration
 
     folder, (host, port) = consortium.folder.resolve(), address(GUARD)
     superlink = ":".join(map(str, address(SUPERLINK)))
@@ -148,19 +149,7 @@ async def _serve_guard(consortium: Consortium) -> None:
         base_url=f"https://{superlink}", verify=context, trust_env=False, timeout=timeout
     ) as client:
         guard = Guard(folder, client, Register(folder / "run/guard.db"))
-        config = uvicorn.Config(
-            guard.app(),
-            host=host,
-            port=port,
-            loop="asyncio",
-            ws="none",
-            lifespan="off",
-            access_log=False,
-            log_level="warning",
-            server_header=False,
-            timeout_graceful_shutdown=2,
-        )
-        await uvicorn.Server(config).serve()
+        await uvicorn.Server(configuration(guard.app(), host, port)).serve()
     ended.set()
     registrar.join(10)
 

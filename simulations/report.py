@@ -39,9 +39,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from pm1_core import atomic
+from pm1_core.page import page
 from simulations.report_check import conform
 from simulations.report_run import read_run, require_whole_epsilon
 from simulations.report_schema import Participants, Results
@@ -54,16 +53,8 @@ def write_report(run: Path) -> Path:
     Raises StateError if results.json is missing, or if any file is not what the types say.
     """
     loaded = read_run(run)
-    environment = Environment(
-        loader=PackageLoader("simulations"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("report.html.j2").render(sections(loaded))
     path = run / "report.html"
-    atomic.write_text(path, page)
+    atomic.write_text(path, page("simulations", "report.html.j2", sections(loaded)))
     return path
 
 

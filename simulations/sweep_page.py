@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from pm1_core import atomic
 from pm1_core.errors import StateError
 from pm1_core.evaluation.genotype import FREQUENCIES
+from pm1_core.page import page
 from pm1_core.validate import refusal
 from simulations import sweep_plots
 from simulations.sweep_table import (
@@ -46,28 +46,21 @@ def write_page(results: Sequence[Result], arguments: Sequence[str], folder: Path
     """
     if not results:
         raise StateError(refusal(folder, "no cell of this sweep is finished", "run pm1-sim sweep first"))
-    environment = Environment(
-        loader=PackageLoader("simulations"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("sweep.html.j2").render(
-        name=folder.name,
-        arguments=arguments,
-        done=len(results),
-        whole=whole,
-        seeds=sorted({str(result["values"]["seed"]) for result in results}),
-        findings=findings(results),
-        sections=sections(results),
-        budgets=budgets(results),
-        bins=_bins(),
-        delta=next((f"{result['delta']:g}" for result in results if result.get("delta")), None),
-        seconds=sum(result["seconds"] for result in results),
-    )
+    facts = {
+        "name": folder.name,
+        "arguments": arguments,
+        "done": len(results),
+        "whole": whole,
+        "seeds": sorted({str(result["values"]["seed"]) for result in results}),
+        "findings": findings(results),
+        "sections": sections(results),
+        "budgets": budgets(results),
+        "bins": _bins(),
+        "delta": next((f"{result['delta']:g}" for result in results if result.get("delta")), None),
+        "seconds": sum(result["seconds"] for result in results),
+    }
     path = folder / PAGE
-    atomic.write_text(path, page)
+    atomic.write_text(path, page("simulations", "sweep.html.j2", facts))
     return path
 
 

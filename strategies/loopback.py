@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pm1_core.errors import PM1Error
 from pm1_core.exposition import MEDIA_TYPE
+from strategies.serving import configuration
 
 _FRESH = 1.0  # seconds for which what was read is shown again
 _HEADERS = {
@@ -87,21 +88,8 @@ def serve(app: ASGIApp, host: str, port: int) -> None:
     """Serve `app` until this process is asked to end."""
     import uvicorn
 
-    uvicorn.run(
-        app,
-        host=host,
-        port=port,
-        loop="asyncio",
-        ws="none",
-        lifespan="off",
-        access_log=False,
-        log_level="warning",
-        server_header=False,
-        proxy_headers=False,
-        limit_concurrency=64,
-        timeout_keep_alive=5,
-        timeout_graceful_shutdown=2,
-    )
+    more = {"proxy_headers": False, "limit_concurrency": 64, "timeout_keep_alive": 5}
+    uvicorn.Server(configuration(app, host, port, **more)).run()
 
 
 class _Fresh:

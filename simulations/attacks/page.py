@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from pm1_core import atomic
 from pm1_core.errors import StateError
+from pm1_core.page import page
 from pm1_core.validate import refusal
 from simulations.attacks.outcome import Cell
 from simulations.report_style import (
@@ -35,20 +35,13 @@ def write_page(run: Path) -> Path:
     if not path.exists():
         raise StateError(refusal(path, "found no such file", "run pm1-sim attack first"))
     found: dict[str, Any] = atomic.read_json(path)
-    environment = Environment(
-        loader=PackageLoader("simulations"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     sections = [
         {**outcome, "name": name, "figure": drawn(outcome), "rows": _rows(outcome)}
         for name, outcome in found.items()
     ]
-    page = environment.get_template("attacks.html.j2").render(run=run.name, sections=sections)
     out = run / "attacks.html"
-    atomic.write_text(out, page)
+    text = page("simulations", "attacks.html.j2", {"run": run.name, "sections": sections})
+    atomic.write_text(out, text)
     return out
 
 
