@@ -30,4 +30,5 @@ _NAMES = (
     "private_step.blocks",
     "secure_sum.flower",
     "secure_sum.paper",
+    "unpacking",
 )

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from pm1_core.data.arrays import read_rows
-from pm1_core.data.genotype import unpack
+from pm1_core.data.genotype import ABSENT, packed_width, unpack
 from pm1_core.data.preparation_report import PreparationReport
 from pm1_core.data.summary import StudySummary
 from pm1_core.errors import StoreError
@@ -131,11 +131,15 @@ class Store:
     def dosages(self, chromosome: int, people: np.ndarray) -> np.ndarray:
         """uint8 [n, S]: count of the study's alternate allele; 3 = missing, also for people without genotype."""
         people = np.asarray(people, np.int64)
-        result = np.full((len(people), self.snps(chromosome)), MISSING_DOSAGE, np.uint8)
+        snps = self.snps(chromosome)
         at, rows = self._take(people, "genotype_row")
-        if len(rows) and result.shape[1]:
-            result[at] = unpack(self._map(f"genotype/chr{chromosome}.npy")[rows], result.shape[1])
-        return result
+        if not len(rows) or not snps:
+            return np.full((len(people), snps), MISSING_DOSAGE, np.uint8)
+        packed = self._map(f"genotype/chr{chromosome}.npy")[rows]
+        if len(rows) < len(people):
+            held, packed = packed, np.full((len(people), packed_width(snps)), ABSENT, np.uint8)
+            packed[at] = held
+        return unpack(packed, snps)
 
     def phenotypes(self, people: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """float32 [n, K] in the study's units (0 where missing) and bool [n, K], 1 observed."""

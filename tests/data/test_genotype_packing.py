@@ -23,6 +23,15 @@ def test_unpacking_undoes_packing(dosages: np.ndarray) -> None:
     np.testing.assert_array_equal(unpack(packed, dosages.shape[1]), dosages)
 
 
+@pytest.mark.parametrize("snps", [300_000, 300_001, 299_999])
+def test_long_chromosomes_come_back_whole_at_a_sixteenth_of_int32(snps: int) -> None:
+    dosages = np.random.default_rng(snps).integers(0, 4, (3, snps), dtype=np.uint8)
+    packed = pack(dosages)
+    np.testing.assert_array_equal(unpack(packed, snps), dosages)
+    np.testing.assert_array_equal(unpack(packed[::2], snps), dosages[::2])
+    assert packed.nbytes * 16 - dosages.astype(np.int32).nbytes <= 3 * 4 * 3  # of the last byte of a person
+
+
 def test_snp_i_of_a_byte_stands_at_two_i() -> None:
     assert pack(np.array([[1, 2, 3, 0, 2]], np.uint8)).tolist() == [[0b00_11_10_01, 0b11_11_11_10]]
 
