@@ -63,7 +63,7 @@ def from_node_config(context: Context) -> SitePaths:
         door=str(config.get("door", "")),
         batch_size=str(config.get("batch_size", "")),
         precision=str(config.get("precision", "")),
-        processes=_cores(config.get("processes", 1), "processes", "GPUs"),
+        processes=str(config.get("processes", "")),
     )
 
 

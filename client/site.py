@@ -55,7 +55,7 @@ class SitePaths:
     unsecured: answer studies in the clear although the site has peers
     door: HOST:PORT where the site's door takes tickets, see client.door; "" without one
     batch_size, precision: the site's own, see pm1_core.training.machine; "" takes the study's
-    processes: that train at a time, one on each GPU, see pm1_core.training.parallel
+    processes: that share every batch, one on each GPU; "" is one
     """
 
     store: str
@@ -72,7 +72,7 @@ class SitePaths:
     door: str = ""
     batch_size: str = ""
     precision: str = ""
-    processes: int = 1
+    processes: str = ""
 
 
 class LackingError(PM1Error):

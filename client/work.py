@@ -21,7 +21,7 @@ from pm1_core.energy import Meter
 from pm1_core.errors import PM1Error, PrivacyError
 from pm1_core.fields import Modality, Split
 from pm1_core.privacy.terms import SiteTerms, record_terms, terms_of
-from pm1_core.training import methods
+from pm1_core.training import launch, methods
 from pm1_core.training.machine import Machine
 from pm1_core.training.memory import Memory
 from pm1_core.training.order import Order, derived_seed
@@ -78,7 +78,8 @@ class Work(SecureSite):
         figured = self.facts.get("validate") and not order.privacy
         received_figures = self._figures(task, request, [Split.VALIDATION]) if figured else {}
         with Meter() as meter:
-            update = methods.train(task, self.store, order, self.state(), received, self.memory())
+            processes = self._machine().together(order)
+            update = launch.train(processes, task, self.store, order, self.state(), received, self.memory())
         if order.privacy:
             update = self._as_agreed(task, order, update, received)
         self.counter.permit(records.text_of(self.facts, "order"), tensors=sorted(update.tensors))
@@ -225,7 +226,7 @@ class Work(SecureSite):
         return build_task(order, self.store.study, allowed_tasks(self.paths.tasks))
 
     def _machine(self) -> Machine:
-        return Machine.of(self.paths.batch_size, self.paths.precision)
+        return Machine.of(self.paths.batch_size, self.paths.precision, self.paths.processes)
 
     def _counts(self, task: Task, order: Order, text: str) -> dict[str, int | str]:
         """How many people there are for a phase, if an answer to its orders could be given."""

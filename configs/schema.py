@@ -181,7 +181,7 @@ class SiteNode:
     threads: cores that one site's training uses; 0 leaves it to torch
     tasks: tasks of installed packages that may run here, by the names under which they are offered
     batch_size, precision: of this machine instead of the study's, TASK:VALUE,TASK:VALUE or a VALUE for all tasks
-    processes: that train at a time, one on each GPU
+    processes: that share every batch, one on each GPU, given alike; "" is one
     """
 
     device: str = "auto"
@@ -189,7 +189,7 @@ class SiteNode:
     tasks: list[str] = field(default_factory=list)
     batch_size: str = ""
     precision: str = ""
-    processes: int = 1
+    processes: str = ""
 
 
 @dataclass

@@ -24,12 +24,17 @@ _ADAPTER = "default"
 
 
 class DrawnDropout(nn.Module):
-    """Dropout that draws from a generator handed over as `draws`, never from the global one."""
+    """Dropout that draws from a generator handed over as `draws`, never from the global one.
+
+    count, rows: of a batch, and which of them are seen here where others see the rest; all are drawn for
+    """
 
     def __init__(self, probability: float) -> None:
         super().__init__()
         self.probability = probability
         self.draws: torch.Generator | None = None
+        self.count = 0
+        self.rows: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Zero each entry with the probability and scale the others; the identity outside training."""
@@ -37,7 +42,9 @@ class DrawnDropout(nn.Module):
             return x
         if self.draws is None:
             raise StateError(refusal("LoRA dropout", "found no generator", "call set_draws before training"))
-        chance = torch.rand(x.shape, generator=self.draws, device=self.draws.device).to(x.device)
+        shape = x.shape if self.rows is None else (self.count, *x.shape[1:])
+        chance = torch.rand(shape, generator=self.draws, device=self.draws.device)
+        chance = (chance if self.rows is None else chance[self.rows]).to(x.device)
         return x * (chance >= self.probability) / (1 - self.probability)
 
 
@@ -128,10 +135,13 @@ def load_lora(encoder: FundusEncoder, tensors: dict[str, Tensor]) -> None:
         parameter.copy_(tensors[name])
 
 
-def set_draws(encoder: FundusEncoder, draws: torch.Generator) -> None:
-    """Let the dropout of the adapters draw from `draws` from now on."""
+def set_draws(
+    encoder: FundusEncoder, draws: torch.Generator, count: int = 0, rows: Tensor | None = None
+) -> None:
+    """Let the adapters' dropout draw from `draws` from now on, for all rows or for `rows` of a batch of `count`."""
     for _, layer in lora_layers(encoder):
-        cast(DrawnDropout, layer.lora_dropout[_ADAPTER]).draws = draws
+        dropout = cast(DrawnDropout, layer.lora_dropout[_ADAPTER])
+        dropout.draws, dropout.count, dropout.rows = draws, count, rows
 
 
 def merge_lora(encoder: FundusEncoder) -> FundusEncoder:

@@ -14,8 +14,9 @@ does not: its negatives are the other people of the batch, hence of one site.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,13 +28,14 @@ from pm1_core.fields import TOKENS_OF, Modality
 from pm1_core.model.fusion import TOKEN_COUNT, Corruption, FusionTransformer, Tokens
 from pm1_core.validate import refusal, require_choice, require_range
 
+Network = Callable[..., Any]
 MASKINGS = ("E.5", "F.5")
 REDUCTIONS = ("tokens", "modalities")
 
 
 @dataclass(frozen=True)
 class FusionObjective:
-    """What the fusion transformer is trained for; the defaults are READINGS' of the paper.
+    """What the fusion transformer is trained for; the defaults are the readings of docs/model.md.
 
     masking: "E.5" hides a genotype token with probability 1/66, the phenotype token with 1/3, an eye with
         1/6 (eq. 4, 5); "F.5" hides every token with 1/2
@@ -184,18 +186,20 @@ def fusion_losses(
     objective: FusionObjective,
     draws: torch.Generator,
     corrupt: bool = True,
+    over: Callable[[Network], Network] = lambda network: network,
 ) -> FusionLosses:
     """One forward pass and its losses (eq. 3).
 
     tokens: {modality: float [n, T_m, d_m]}, standardised; present: bool [n, 25]
     draws: masks first, then corruption, so that both can be repeated
     corrupt: False leaves visible tokens as they are, which validation does
+    over: gives a network that computes the same rows, over several GPUs for one
     """
     n = len(present)
     masked = draw_masks(present, objective, draws)
     corruption = draw_corruption(n, model.config.width, objective, draws, present.device) if corrupt else None
-    hidden = model(tokens, present, masked, corruption, predict_missing=False)
-    rebuilt = model.reconstruct(hidden)
+    hidden = over(model)(tokens, present, masked, corruption, predict_missing=False)
+    rebuilt = over(model.reconstruct)(hidden)
     errors = torch.cat([(rebuilt[m] - tokens[m]).square().mean(-1) for m in Modality], 1)  # n, 25
     visible = present & ~masked
     mask = person_means(errors, masked, objective.reduction).mean()

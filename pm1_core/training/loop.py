@@ -20,6 +20,7 @@ from pm1_core.training.optimisers import OptimiserConfig, build_optimiser, learn
 from pm1_core.training.order import Order, generator
 from pm1_core.training.precision import FLOAT32, PRECISIONS, LossScale, computing, require_exact
 from pm1_core.training.private import Units, train_privately
+from pm1_core.training.processes import size
 from pm1_core.validate import refusal, require_choice, require_keys, require_range
 
 
@@ -77,11 +78,14 @@ class LoopConfig:
 
 
 def device_of(parameters: Mapping[str, Any]) -> torch.device:
-    """The device that an order's parameters ask for; "auto" takes a GPU where there is one."""
+    """The device that an order's parameters ask for; "auto" takes a GPU where there is one.
+
+    Of several processes each has its own GPU.
+    """
     name = LoopConfig.of(parameters).device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    return torch.device(f"cuda:{torch.cuda.current_device()}" if name == "cuda" and size() > 1 else name)
 
 
 def train_epochs(
@@ -126,15 +130,15 @@ def train_epochs(
     scale = LossScale(config.precision, device, memory if config.keep_moments else None)
     module.train()
     guide.begin(trained)
-    size = config.batch_size or max(1, examples)
+    batch = config.batch_size or max(1, examples)
     sums: dict[str, float] = defaultdict(float)
     seen = steps = skipped = 0
     for local in range(config.epochs):
         epoch = (order.round - 1) * config.epochs + local
         draws = generator(order.seed, order.phase, "epoch", epoch)
         shuffled = torch.randperm(examples, generator=draws).numpy()
-        for start in range(0, examples, size):
-            indices = np.sort(shuffled[start : start + size])
+        for start in range(0, examples, batch):
+            indices = np.sort(shuffled[start : start + batch])
             rate = learning_rate(config.optimiser, step, epoch, order.rounds * config.epochs)
             for group in optimiser.param_groups:
                 group["lr"] = rate

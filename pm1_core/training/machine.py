@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from pm1_core.errors import ConfigError, PrivacyError
 from pm1_core.privacy.terms import record_terms
@@ -24,46 +25,70 @@ class Machine:
     """A site's own keys of the loop, by task; "all" stands for every task that is not named.
 
     batch_size: people in a step; precision: see LoopConfig
+    processes: that share every batch, one on each GPU, see pm1_core.training.processes
     """
 
     batch_size: Mapping[str, int] = field(default_factory=dict)
     precision: Mapping[str, str] = field(default_factory=dict)
+    processes: Mapping[str, int] = field(default_factory=dict)
 
     @staticmethod
-    def of(batch_size: str = "", precision: str = "") -> Machine:
-        """Read two lists of TASK:VALUE, or one VALUE for all tasks. Raises ConfigError naming what is wrong.
+    def of(batch_size: str = "", precision: str = "", processes: str = "") -> Machine:
+        """Read lists of TASK:VALUE, or one VALUE for all tasks. Raises ConfigError naming what is wrong.
 
         >>> Machine.of("genotype:16,fusion:64", "bfloat16").batch_size
         {'genotype': 16, 'fusion': 64}
         """
-        sizes = _listed(batch_size)
-        for task, size in sizes.items():
-            if not size.isdecimal():
-                where = f"site's batch_size, {task}"
-                raise ConfigError(refusal(where, f"found {size!r}", "use a whole number, 0 takes everybody"))
         precisions = _listed(precision)
         for chosen in precisions.values():
             LoopConfig(precision=chosen)
-        return Machine({task: int(size) for task, size in sizes.items()}, precisions)
+        return Machine(
+            _whole("batch_size", batch_size, 0, "use a whole number, 0 takes everybody"),
+            precisions,
+            _whole("processes", processes, 1, "use a whole number, as many as there are GPUs"),
+        )
 
     def own(self, order: Order) -> Order:
         """The order as it is trained here.
 
         Under record-level terms a batch size bounds memory only, and is taken. Raises PrivacyError if a precision
-        other than float32 would change what bounds a person's gradient.
+        other than float32 would change what bounds a person's gradient, or if several processes would each draw
+        their own people and noise.
         """
         if "loop" not in order.parameters:
             return order
         loop = dict(order.parameters["loop"])
         for key in ("batch_size", "precision"):
-            given = getattr(self, key)
-            if (value := given.get(order.task, given.get(ALL))) is not None:
+            if (value := _for(getattr(self, key), order)) is not None:
                 loop[key] = value
-        if loop.get("precision", FLOAT32) != FLOAT32 and record_terms(order.privacy):
-            found = f"{loop['precision']!r} here would change the mechanism of record-level privacy"
-            remedy = f'set precision="{order.task}:{FLOAT32}" at this site'
-            raise PrivacyError(refusal(f"phase {order.phase!r}, precision", found, remedy))
+        if record_terms(order.privacy):
+            precision, processes = loop.get("precision", FLOAT32), self.together(order)
+            _require_mechanism(order, "precision", precision, FLOAT32)
+            _require_mechanism(order, "processes", processes, 1)
         return replace(order, parameters={**order.parameters, "loop": loop})
+
+    def together(self, order: Order) -> int:
+        """How many processes train an order."""
+        return _for(self.processes, order) or 1
+
+
+def _for(given: Mapping[str, Any], order: Order) -> Any:
+    return given.get(order.task, given.get(ALL))
+
+
+def _require_mechanism(order: Order, key: str, value: object, proven: object) -> None:
+    if value != proven:
+        found = f"{value!r} here would change the mechanism of record-level privacy"
+        remedy = f'set {key}="{order.task}:{proven}" at this site'
+        raise PrivacyError(refusal(f"phase {order.phase!r}, {key}", found, remedy))
+
+
+def _whole(key: str, text: str, least: int, remedy: str) -> dict[str, int]:
+    listed = _listed(text)
+    for task, value in listed.items():
+        if not value.isdecimal() or int(value) < least:
+            raise ConfigError(refusal(f"site's {key}, {task}", f"found {value!r}", remedy))
+    return {task: int(value) for task, value in listed.items()}
 
 
 def _listed(text: str) -> dict[str, str]:

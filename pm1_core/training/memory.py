@@ -24,6 +24,7 @@ import safetensors.numpy
 
 from pm1_core import atomic
 from pm1_core.errors import StateError
+from pm1_core.training import processes
 from pm1_core.training.order import Order
 from pm1_core.update import Tensors
 from pm1_core.validate import refusal
@@ -57,7 +58,12 @@ class Memory:
             raise StateError(refusal(file, f"found no whole safetensors file ({error})", remedy)) from None
 
     def save(self, kind: str, tensors: Tensors) -> None:
-        """Keep arrays of `kind` as of the end of the order's round, and forget what no round can ask for."""
+        """Keep arrays of `kind` as of the end of the order's round, and forget what no round can ask for.
+
+        Of several processes that train together the first one does; all have the same arrays.
+        """
+        if processes.rank():
+            return
         file = self._file(kind, self._round)
         for left_over in file.parent.glob(f".*{_SUFFIX}.*"):
             left_over.unlink(missing_ok=True)  # of a process that was killed while it wrote

@@ -16,6 +16,7 @@ import torch
 
 from pm1_core.errors import ConfigError
 from pm1_core.training.memory import Memory
+from pm1_core.training.processes import add_up
 from pm1_core.validate import refusal
 
 FLOAT32 = "float32"
@@ -52,6 +53,7 @@ class LossScale:
     def backward(self, loss: torch.Tensor, optimiser: torch.optim.Optimizer) -> None:
         """Put the gradient of `loss` where the optimiser finds it; not finite if it overflowed."""
         torch.autograd.backward(self._scaler.scale(loss))
+        add_up(parameter for group in optimiser.param_groups for parameter in group["params"])
         self._scaler.unscale_(optimiser)
         # Now rather than after the step: the next factor follows from this gradient alone.
         self._scaler.update()

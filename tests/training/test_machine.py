@@ -1,4 +1,4 @@
-"""A site's own batch size and precision: taken by task, refused where they would change a mechanism."""
+"""A site's own batch size, precision and processes: taken by task, refused where they would change a mechanism."""
 
 from __future__ import annotations
 
@@ -34,6 +34,22 @@ def test_under_record_level_terms_a_batch_size_is_taken_and_a_precision_refused_
         Machine.of("", "bfloat16").own(private)
 
 
+def test_a_site_trains_by_so_many_processes_as_it_says_by_task() -> None:
+    machine = Machine.of(processes="genotype:4,2")
+    assert (machine.together(order("genotype")), machine.together(order())) == (4, 2)
+    assert machine.own(order()) == order(), "whoever trains, it is the same order"
+    assert Machine.of().together(order()) == 1
+
+
+def test_under_record_level_terms_several_processes_are_refused_by_name() -> None:
+    private = order(**to_order(RecordTerms(1.0)))
+    assert Machine.of(processes="fusion:1,4").own(private) == private
+    with pytest.raises(
+        PrivacyError, match=r"phase 'fusion', processes: 4 here would .* set processes=\"fusion:1"
+    ):
+        Machine.of(processes="4").own(private)
+
+
 def test_under_site_level_terms_what_is_noised_is_the_whole_update_however_it_came_about() -> None:
     whole = order(**to_order(SiteTerms(1.0)))
     assert Machine.of("8", "bfloat16").own(whole).parameters["loop"]["precision"] == "bfloat16"
@@ -44,8 +60,14 @@ def test_under_site_level_terms_what_is_noised_is_the_whole_update_however_it_ca
     [
         (("genotype:many", ""), "site's batch_size, genotype: found 'many'; use a whole number"),
         (("", "float8"), "loop.precision: found 'float8'"),
+        (
+            ("", "", "fusion:0"),
+            "site's processes, fusion: found '0'; use a whole number, as many as there are GPUs",
+        ),
     ],
 )
-def test_what_is_no_size_or_precision_is_refused_by_name(given: tuple[str, str], sentence: str) -> None:
+def test_what_is_no_size_no_precision_or_no_number_of_processes_is_refused_by_name(
+    given: tuple[str, ...], sentence: str
+) -> None:
     with pytest.raises(ConfigError, match=sentence):
         Machine.of(*given)

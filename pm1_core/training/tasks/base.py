@@ -34,6 +34,8 @@ class Task(ABC):
         instead of being ignored in silence
     private: `train` keeps to record-level terms in `Order.privacy`. A study that asks for them refuses a task that
         does not say so
+    divides: `train` computes its network by `pm1_core.training.processes.divided`, so that several GPUs of a site
+        can share its batches; one process trains a task that does not say so
     grouped: its loss couples people, who are therefore clipped as groups (`RecordTerms.group_size`)
 
     `parameters` are those of an Order; `study` is what all sites share. Global tensors are float32 arrays
@@ -46,6 +48,7 @@ class Task(ABC):
     guided: ClassVar[bool] = True
     private: ClassVar[bool] = False
     grouped: ClassVar[bool] = False
+    divides: ClassVar[bool] = False
 
     def __init__(self, parameters: Mapping[str, Any], study: StudySummary) -> None:
         self.parameters = parameters

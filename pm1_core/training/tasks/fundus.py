@@ -31,6 +31,7 @@ from pm1_core.training.loop import Losses, device_of, train_epochs
 from pm1_core.training.order import Order, derived_seed, generator
 from pm1_core.training.parts import State
 from pm1_core.training.private import Units
+from pm1_core.training.processes import divided, in_turn, rows_here
 from pm1_core.training.tasks.base import Metrics, Task
 from pm1_core.update import Tensors, Update
 from pm1_core.validate import refusal
@@ -53,6 +54,7 @@ class FundusTask(Task):
     name = "fundus"
     modalities = frozenset({Modality.FUNDUS})
     private = True
+    divides = True
 
     def __init__(self, parameters: Mapping[str, Any], study: StudySummary) -> None:
         super().__init__(parameters, study)
@@ -80,7 +82,6 @@ class FundusTask(Task):
         encoder = self._load(tensors)
 
         def loss_of(indices: np.ndarray, draws: torch.Generator, step: int) -> Losses:
-            set_draws(encoder, draws)
             return Losses(self._errors(encoder, photographs, indices, draws).mean())
 
         def losses_of(indices: np.ndarray, draws: torch.Generator, step: int) -> torch.Tensor:
@@ -120,7 +121,9 @@ class FundusTask(Task):
         """Mean error over each person's eyes, float [n]."""
         pixels, owners = photographs.read(indices)
         images = encoder.prepare(torch.from_numpy(pixels))
-        errors = encoder.reconstruction_errors(images, encoder.draw_hidden(len(images), draws))
+        set_draws(encoder, draws, len(images), rows_here(len(images)))
+        hidden = encoder.draw_hidden(len(images), draws)
+        errors = divided(encoder.reconstruction_errors)(images, hidden)
         owner = torch.from_numpy(owners).to(errors.device)
         total = errors.new_zeros(len(indices)).index_add(0, owner, errors)
         return total / torch.bincount(owner, minlength=len(indices))
@@ -159,6 +162,15 @@ class _Photographs:
         if side == store.study.photograph_size or not len(people):
             return _Photographs(store, people, np.zeros((len(people), len(EYES)), np.int64), None)
         cache = folder / "photographs" / f"{store.fingerprint}.{split}.{side}"
+        with in_turn():
+            _Photographs._resize(store, people, side, cache)
+        return _Photographs(
+            store, people, np.load(cache / "rows.npy"), np.load(cache / "pixels.npy", mmap_mode="r")
+        )
+
+    @staticmethod
+    def _resize(store: Store, people: np.ndarray, side: int, cache: Path) -> None:
+        """Write the photographs at the network's size to `cache`, if they are not there."""
         if not cache.exists():
             rows = np.full((len(people), len(EYES)), -1, np.int64)
             resized, count = [], 0
@@ -171,9 +183,6 @@ class _Photographs:
             with atomic.whole_folder(cache) as beside:
                 np.save(beside / "rows.npy", rows)
                 np.save(beside / "pixels.npy", np.concatenate(resized))
-        return _Photographs(
-            store, people, np.load(cache / "rows.npy"), np.load(cache / "pixels.npy", mmap_mode="r")
-        )
 
     def both_eyes(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Photographs uint8 [n, 2, S, S, 3], zeros where there is none, and which there are, bool [n, 2]."""

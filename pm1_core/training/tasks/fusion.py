@@ -26,6 +26,7 @@ from pm1_core.training.parts import State, dump_part, load_part, named_part
 from pm1_core.training.pm1 import PM1
 from pm1_core.training.prediction import target_counts
 from pm1_core.training.private import Units
+from pm1_core.training.processes import divided, in_turn
 from pm1_core.training.tasks.base import Metrics, Task
 from pm1_core.training.token_cache import ENCODERS, TokenSet, load_tokens, raw_tokens
 from pm1_core.update import Tensors, Update
@@ -52,6 +53,7 @@ class FusionTask(Task):
     name = "fusion"
     modalities = frozenset(Modality)
     private = True
+    divides = True
     grouped = True
 
     def __init__(self, parameters: Mapping[str, Any], study: StudySummary) -> None:
@@ -103,7 +105,8 @@ class FusionTask(Task):
         sent; under terms of privacy they are, with noise as all others, or their silence would tell that
         nobody here has it.
         """
-        held = load_tokens(store, state, self.parameters, folder, Split.TRAIN)
+        with in_turn():
+            held = load_tokens(store, state, self.parameters, folder, Split.TRAIN)
         examples = {str(m): float(held.present[:, places].any(1).sum()) for m, places in TOKENS_OF.items()}
         module = self._load(tensors)
         for name, count in examples.items():
@@ -112,7 +115,7 @@ class FusionTask(Task):
                 module.outputs[name].requires_grad_(False)
 
         def loss_of(indices: np.ndarray, draws: torch.Generator, step: int) -> Losses:
-            losses = fusion_losses(module, *self._batch(held, indices), self.objective, draws)
+            losses = fusion_losses(module, *self._batch(held, indices), self.objective, draws, over=divided)
             parts = {name: float(getattr(losses, name).detach()) for name in ("mask", "recon", "contrast")}
             return Losses(losses.total, parts)
 

@@ -17,13 +17,14 @@ from pm1_core.errors import ConfigError
 from pm1_core.evaluation.genotype import dosage_confusion, plain_accuracy, weighted_accuracy
 from pm1_core.fields import Modality, Split
 from pm1_core.model.baselines import GenotypeModel, build_genotype_model
-from pm1_core.model.genotype_vae import GenotypeVAEConfig
+from pm1_core.model.genotype_vae import GenotypeVAEConfig, sample
 from pm1_core.model.objectives import GenotypeLosses, annealing, dosage_weights, genotype_losses
 from pm1_core.training.guide import UNGUIDED, Guide
 from pm1_core.training.loop import LoopConfig, Losses, device_of, train_epochs
 from pm1_core.training.order import Order, derived_seed
 from pm1_core.training.parts import State, dump_part, load_part, named_part, part
 from pm1_core.training.private import Units
+from pm1_core.training.processes import divided
 from pm1_core.training.tasks.base import Metrics, Task
 from pm1_core.update import Tensors, Update
 from pm1_core.validate import refusal, require_keys
@@ -46,6 +47,7 @@ class GenotypeTask(Task):
     name = "genotype"
     modalities = frozenset({Modality.GENOTYPE})
     private = True
+    divides = True
 
     def __init__(self, parameters: Mapping[str, Any], study: StudySummary) -> None:
         super().__init__(parameters, study)
@@ -180,7 +182,9 @@ class GenotypeTask(Task):
         generator: torch.Generator | None,
     ) -> tuple[GenotypeLosses, torch.Tensor]:
         """Each person's losses, in float32 whatever the network computed in, and logits."""
-        logits, mean, log_variance = module(dosages, generator)
+        mean, log_variance = divided(module.encode)(dosages)
+        z = mean if generator is None or log_variance is None else sample(mean, log_variance, generator)
+        logits = divided(module.decode)(z)
         losses = genotype_losses(
             logits.float(),
             mean.float(),

@@ -30,6 +30,7 @@ from pm1_core.training.loop import Losses, device_of, train_epochs
 from pm1_core.training.order import Order, derived_seed, generator
 from pm1_core.training.parts import State, dump_part, load_part, named_part, part
 from pm1_core.training.private import Units
+from pm1_core.training.processes import divided
 from pm1_core.training.tasks.base import Metrics, Task
 from pm1_core.update import Tensors, Update
 from pm1_core.validate import require_keys
@@ -74,6 +75,7 @@ class PhenotypeTask(Task):
     name = "phenotype"
     modalities = frozenset({Modality.PHENOTYPE})
     private = True
+    divides = True
 
     def __init__(self, parameters: Mapping[str, Any], study: StudySummary) -> None:
         super().__init__(parameters, study)
@@ -119,7 +121,8 @@ class PhenotypeTask(Task):
             values, known = self._rows(store, people[indices], scale)
             visible = copy_mask(known, draws, self.config.copy_mask)
             visible = hide_groups(visible, groups, draws, self.config.hide_targets)
-            losses = self._losses(module(torch.where(visible, values, 0.0)), values, known, scale)
+            output = divided(module)(torch.where(visible, values, 0.0))
+            losses = self._losses(output, values, known, scale)
             parts = {"continuous": float(losses.continuous.detach()), "binary": float(losses.binary.detach())}
             return Losses(losses.total, parts)
 
