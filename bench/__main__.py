@@ -13,6 +13,7 @@ from bench.page import write_page
 
 MEASURES = (
     ("unpacking",),
+    ("preparation",),
     ("simulation", "logistic"),
     ("simulation", "many"),
     ("encodings",),

@@ -31,4 +31,5 @@ _NAMES = (
     "secure_sum.flower",
     "secure_sum.paper",
     "unpacking",
+    "preparation",
 )

@@ -1,22 +1,17 @@
-"""Orientation of a site's variants against the study's reference list.
+"""Orientation of a variant's alleles against the study's: which is which, and on which strand.
 
-A variant is matched by chromosome, position and alleles, never by identifier: identifiers are merged,
-split and missing ("."). A dosage is always the count of the study's alternate allele.
+A dosage is always the count of the study's alternate allele.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import pandas as pd
-
-from pm1_core.data.preparation_report import Findings
-from pm1_core.errors import DataError
-from pm1_core.validate import refusal
+import pyarrow as pa
+import pyarrow.compute as pc
 
 _COMPLEMENT = {"A": "T", "T": "A", "C": "G", "G": "C"}
 _UNKNOWN = frozenset({"0", ".", "", "N", "<NON_REF>", "<*>"})
@@ -71,147 +66,35 @@ def orient(alleles: Sequence[str], ref: str, alt: str) -> Orientation | None:
     return None
 
 
+NO_BASE = 9
+"""What `base_codes` gives for anything but a single capital base."""
+_BASES = pa.array(["A", "C", "G", "T"])
+
+
+def base_codes(alleles: pd.Series) -> np.ndarray:
+    """uint8 [n]: 0 to 3 for A, C, G, T, so that 3 - code is the complement; NO_BASE for everything else."""
+    found = pc.index_in(pa.array(alleles, pa.string()), value_set=_BASES)
+    return np.asarray(pc.fill_null(found, NO_BASE).to_numpy(zero_copy_only=False), np.uint8)
+
+
 @dataclass(frozen=True)
-class Match:
-    """A variant of a file that is a SNP of the study.
+class Orientations:
+    """`orient` of many variants of two known bases: bool [n] each."""
 
-    snp: index within its chromosome; source: the caller's own number; place: row and alleles, for findings
-    """
-
-    chromosome: int
-    snp: int
-    source: int
-    n_alleles: int
-    orientation: Orientation
-    place: str
+    matched: np.ndarray
+    flipped: np.ndarray
+    strand: np.ndarray
+    palindromic: np.ndarray
 
 
-class Matcher:
-    """Matches a file's variants to the study's list, one after the other, and counts what it meets."""
+def orient_bases(first: np.ndarray, second: np.ndarray, ref: np.ndarray, alt: np.ndarray) -> Orientations:
+    """`orient` for codes of `base_codes` [n]: a file's first and second allele, and the study's two."""
 
-    def __init__(self, variants: pd.DataFrame, palindromic: str, findings: Findings) -> None:
-        """variants: the study's list, sorted; palindromic: "drop" or "keep"."""
-        self._findings, self._keep_palindromic = findings, palindromic == "keep"
-        self._chromosome = variants["chrom"].to_numpy(np.int64)
-        self._position = variants["pos"].to_numpy(np.int64)
-        self._ref, self._alt = variants["ref"].tolist(), variants["alt"].tolist()
-        self._keys = (self._chromosome << 32) | self._position
-        starts = np.searchsorted(self._chromosome, np.arange(24))
-        self._within = np.arange(len(self._keys)) - starts[self._chromosome]
-        self._by_key: dict[int, list[int]] = defaultdict(list)
-        for index, key in enumerate(self._keys.tolist()):
-            self._by_key[key].append(index)
-        self._identifiers = {
-            i: k for i, k in zip(variants["id"], self._keys.tolist(), strict=True) if i.startswith("rs")
-        }
-        self._taken = np.zeros(len(self._keys), bool)
-        self._dropped = np.zeros(len(self._keys), bool)
-        self._mismatched: dict[int, tuple[str, str]] = {}
-        self._same_identifier = self._moved = 0
-        self._moved_example = ""
+    def equal(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        return np.asarray((first == one) & (second == other))
 
-    def at_study_position(self, chromosomes: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """Bool [n]: whether the study has a SNP there. chromosomes, positions: int64 [n]."""
-        return np.isin((chromosomes << 32) | positions, self._keys)
-
-    def has_position(self, chromosome: int, position: int) -> bool:
-        """`at_study_position` of one variant."""
-        return ((chromosome << 32) | position) in self._by_key
-
-    def has_identifier(self, identifiers: pd.Series) -> np.ndarray:
-        """Bool [n]: which identifiers are rs-numbers of the study's list."""
-        return identifiers.isin(list(self._identifiers)).to_numpy(bool)
-
-    def note_identifier(self, identifier: str, chromosome: int, position: int, where: str) -> None:
-        """Compare the position of an rs-number with the study's; see `check_build`."""
-        known = self._identifiers.get(identifier)
-        if known is not None:
-            self._same_identifier += 1
-            if known != (chromosome << 32) | position:
-                self._moved += 1
-                self._moved_example = self._moved_example or (
-                    f"{where}: found {identifier} at {chromosome}:{position}, where the study has it at"
-                    f" {known >> 32}:{known & 0xFFFFFFFF}"
-                )
-
-    def check_build(self, file: object, build: str) -> None:
-        """Raise DataError if most identifiers shared with the study lie elsewhere: another genome build."""
-        if self._same_identifier >= 10 and 2 * self._moved > self._same_identifier:
-            raise DataError(
-                refusal(
-                    self._moved_example,
-                    f"and {self._moved} of {self._same_identifier} shared identifiers lie elsewhere",
-                    f"{file} is not on {build}: lift it over, or correct genotype.build",
-                )
-            )
-
-    def offer(
-        self, file: object, row: int, chromosome: int, position: int, alleles: Sequence[str], source: int
-    ) -> list[Match]:
-        """The matches of one variant: none, one, or several if the study lists several pairs at a position.
-
-        alleles: reference first; row: of the file, for the report; source: handed back in the match.
-        """
-        upper = [allele.upper() for allele in alleles]
-        text = f"row {row} ({chromosome}:{position} {'/'.join(upper)})"
-        matches, again = [], False
-        for index in self._by_key.get((chromosome << 32) | position, ()):
-            ref, alt = self._ref[index], self._alt[index]
-            orientation = orient(upper, ref, alt)
-            if orientation is None:
-                self._mismatched.setdefault(index, (str(file), f"{text}, study {ref}/{alt}"))
-            elif self._taken[index] or self._dropped[index]:
-                again = True
-            elif is_palindromic(ref, alt) and not self._keep_palindromic:
-                self._dropped[index] = True
-                self._findings.add("genotype.palindromic", file, text)
-            else:
-                self._taken[index] = True
-                self._note(
-                    file, f"{text}, study {ref}/{alt}", is_palindromic(ref, alt), len(alleles), orientation
-                )
-                within = int(self._within[index])
-                matches.append(Match(chromosome, within, source, len(alleles), orientation, text))
-        if again and not matches:
-            self._findings.add("genotype.duplicate-variant", file, text)
-        return matches
-
-    def _note(
-        self, file: object, text: str, palindromic: bool, n_alleles: int, orientation: Orientation
-    ) -> None:
-        for code, found in (
-            ("genotype.palindromic-kept", palindromic),
-            ("genotype.multiallelic", n_alleles > 2),
-            ("genotype.flipped", orientation.flipped),
-            ("genotype.strand", orientation.strand),
-            ("genotype.one-allele", orientation.one_allele),
-        ):
-            if found:
-                self._findings.add(code, file, text)
-
-    @property
-    def matched(self) -> int:
-        """How many SNPs of the study were found and are used."""
-        return int(self._taken.sum())
-
-    def finish(self, file_of: Callable[[int], object]) -> None:
-        """Count what was not found in any row. file_of: chromosome -> the file to name for absent SNPs."""
-        for index, (where, row) in self._mismatched.items():
-            if not self._taken[index] and not self._dropped[index]:
-                self._findings.add("genotype.allele-mismatch", where, row)
-        for index in np.flatnonzero(~self._taken & ~self._dropped).tolist():
-            if index not in self._mismatched:
-                self._findings.add(
-                    "genotype.absent", file_of(int(self._chromosome[index])),
-                    f"{self._chromosome[index]}:{self._position[index]} {self._ref[index]}/{self._alt[index]}",
-                )  # fmt: skip
-
-
-def blocks(indices: np.ndarray, size: int) -> list[slice]:
-    """Consecutive slices over `indices` of at most `size` elements.
-
-    >>> blocks(np.arange(5), 2)
-    [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
-    """
-    edges = [*range(0, len(indices), size), len(indices)]
-    return [slice(a, b) for a, b in pairwise(edges)]
+    palindromic = ref + alt == 3
+    given, turned = equal(ref, alt), equal(alt, ref)
+    strand = ~palindromic & equal(3 - ref, 3 - alt)
+    both = ~palindromic & equal(3 - alt, 3 - ref)
+    return Orientations(given | turned | strand | both, turned | both, strand | both, palindromic)

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import os
-from io import BufferedRandom
+from io import BufferedRandom, RawIOBase
 from pathlib import Path
 from types import TracebackType
+from typing import Any, BinaryIO
 
 import numpy as np
 
 _HEADER = 128
+
+
+def write_header(stream: BinaryIO | RawIOBase, shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+    """Write the header of a .npy file in C order; returns where its data start."""
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(stream, header)
+    return stream.tell()
 
 
 class RowWriter:
@@ -37,13 +45,7 @@ class RowWriter:
         if self._stream.closed:
             return
         self._stream.seek(0)
-        header = {
-            "descr": np.lib.format.dtype_to_descr(self._dtype),
-            "fortran_order": False,
-            "shape": (self.rows, *self._shape),
-        }
-        np.lib.format.write_array_header_1_0(self._stream, header)
-        if self._stream.tell() != _HEADER:
+        if write_header(self._stream, (self.rows, *self._shape), self._dtype) != _HEADER:
             raise ValueError(f"header of {self._stream.tell()} bytes")
         self._stream.seek(0, os.SEEK_END)
         self._stream.close()

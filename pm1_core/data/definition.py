@@ -17,6 +17,7 @@ from pm1_core.data.codes import SYSTEMS, is_code
 from pm1_core.data.documents import list_of, mapping_of, read_text, read_yaml, text_of
 from pm1_core.data.reference import read_families, read_variants
 from pm1_core.data.summary import KINDS, Column, Feature, StudySummary, Target, features_of
+from pm1_core.data.tables import table_text
 from pm1_core.errors import ManifestError
 from pm1_core.fields import CHROMOSOMES
 from pm1_core.validate import refusal, require_choice, require_keys, require_range
@@ -80,10 +81,10 @@ class StudyDefinition:
         """The non-secret part."""
         counted = self.variants["chrom"].value_counts()
         sizes = {chromosome: int(counted.get(chromosome, 0)) for chromosome in CHROMOSOMES}
-        listed = (
-            self.variants[["chrom", "pos", "ref", "alt"]].to_csv(index=False) if len(self.variants) else ""
-        )
-        digest = hashlib.sha256(listed.encode()).hexdigest() if listed else ""
+        digest = ""
+        if len(self.variants):
+            listed = table_text(self.variants[["chrom", "pos", "ref", "alt"]], ",")
+            digest = hashlib.sha256(listed).hexdigest()
         return StudySummary(
             self.name,
             self.build,

@@ -1,12 +1,10 @@
-"""Two bits a SNP: packing, unpacking, and the chromosome files of a store.
+"""Two bits a SNP: packing and unpacking.
 
 Four SNPs a byte, SNP i of a byte at `value << (2 * i)`, 3 = missing, one row per person (appendix E.2).
 This is neither the layout of .bed nor of .pgen; those are read through their library.
 """
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 
@@ -23,6 +21,7 @@ _UNPACKED = ((np.arange(256, dtype=np.uint8)[:, None] >> _SHIFTS) & 3).astype(np
 _PAIRS = np.arange(1 << 16, dtype=np.uint16).view(np.uint8)
 _WORDS = _UNPACKED[_PAIRS].reshape(1 << 16, 8).view(np.uint64).reshape(1 << 16)
 _AT_ONCE = 1 << 15
+_PACKED_AT_ONCE = 1 << 18
 
 
 def packed_width(n_snps: int) -> int:
@@ -37,17 +36,30 @@ def pack(dosages: np.ndarray) -> np.ndarray:
     """
     dosages = np.asarray(dosages, np.uint8)
     people, n_snps = dosages.shape
-    if n_snps and people and dosages.max() > MISSING_DOSAGE:
+    if dosages.size and dosages.max() > MISSING_DOSAGE:
         raise InputError(refusal("dosages", f"found {dosages.max()}", "use 0, 1, 2, or 3 for missing"))
     width = packed_width(n_snps)
-    if 4 * width != n_snps:
+    if 4 * width != n_snps or not dosages.flags.c_contiguous:
         whole = np.full((people, 4 * width), MISSING_DOSAGE, np.uint8)
         whole[:, :n_snps] = dosages
         dosages = whole
-    packed = dosages[:, 0::4].copy()
-    for place in (1, 2, 3):
-        packed |= dosages[:, place::4] << np.uint8(2 * place)
+    packed = np.empty((people, width), np.uint8)
+    pack_calls(dosages, packed)
     return packed
+
+
+def pack_calls(calls: np.ndarray, out: np.ndarray) -> None:
+    """As `pack`, without a check: the lower two bits of each byte of `calls` [n, 4 w] into `out` uint8 [n, w].
+
+    pgenlib's -9 for a missing call has 3 there, so that its calls need no translation.
+    """
+    rows = max(1, _PACKED_AT_ONCE // max(1, calls.shape[1]))  # what the cache holds
+    for start in range(0, len(calls), rows):
+        # Little-endian words on any machine: four calls, the first in the lowest byte.
+        words = calls[start : start + rows].view("<u4") & np.uint32(0x03030303)
+        # One product moves the four pairs of bits into the highest byte; no two terms of it share a bit.
+        words *= np.uint32(1 << 24 | 1 << 18 | 1 << 12 | 1 << 6)
+        out[start : start + rows] = words >> np.uint32(24)
 
 
 def unpack(packed: np.ndarray, n_snps: int) -> np.ndarray:
@@ -68,36 +80,3 @@ def unpack(packed: np.ndarray, n_snps: int) -> np.ndarray:
     if even < packed.size:
         whole[-1, -4:] = _UNPACKED[packed[-1, -1]]
     return whole[:, :n_snps]
-
-
-class ChromosomeWriter:
-    """One chromosome of a store: everything missing at first, then filled block by block.
-
-    The file is a memory map of [people, ceil(n_snps / 4)] bytes, so that memory holds one block at a time.
-    """
-
-    def __init__(self, path: Path, people: int, n_snps: int) -> None:
-        self.n_snps = n_snps
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shape = (people, packed_width(n_snps))
-        if 0 in shape:
-            np.save(path, np.empty(shape, np.uint8))
-            self._packed: np.ndarray = np.empty(shape, np.uint8)
-            return
-        self._packed = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
-        self._packed[:] = ABSENT
-
-    def put(self, snps: np.ndarray, rows: np.ndarray | slice, dosages: np.ndarray) -> None:
-        """Store dosages uint8 [len(rows), len(snps)] at SNP indices `snps` (any order, distinct)."""
-        if not len(snps):
-            return
-        low, high = int(snps.min()) // 4, int(snps.max()) // 4 + 1
-        block = self._packed[rows, low:high]
-        whole = unpack(block, 4 * (high - low)).copy()
-        whole[:, snps - 4 * low] = dosages
-        self._packed[rows, low:high] = pack(whole)
-
-    def close(self) -> None:
-        """Flush to disk."""
-        if isinstance(self._packed, np.memmap):
-            self._packed.flush()

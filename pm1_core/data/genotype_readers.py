@@ -1,4 +1,4 @@
-"""Readers of .pgen, .bed and .vcf.gz: people, and dosages of the study's SNPs in blocks of variants.
+"""Readers of .pgen, .bed and .vcf.gz: people, and the study's SNPs in packed blocks.
 
 Every reader gives the count of the study's alternate allele, 3 for missing, whatever the file's own
 orientation, strand, sample order or layout.
@@ -7,6 +7,7 @@ orientation, strand, sample order or layout.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -14,20 +15,22 @@ import numpy as np
 import pandas as pd
 import pgenlib
 
-from pm1_core.data.alleles import Match, Matcher, blocks
 from pm1_core.data.builds import check_contig_lengths
+from pm1_core.data.genotype import ABSENT, pack_calls, packed_width
+from pm1_core.data.genotype_blocks import Block, remove, replace, turn
 from pm1_core.data.genotype_tables import read_people, read_variant_rows
 from pm1_core.data.genotype_vcf import VcfGenotypes
 from pm1_core.data.manifest import GenotypeSource
-from pm1_core.data.preparation_report import Findings
+from pm1_core.data.matching import Match, Matcher, Matches
+from pm1_core.data.preparation_report import ROWS_KEPT, Findings
 from pm1_core.data.subjects import Person
 from pm1_core.errors import DataError
 from pm1_core.fields import MISSING_DOSAGE
 from pm1_core.validate import refusal
 
-# (chromosome, SNP indices int64 [k], dosages uint8 [people, k])
-Block = tuple[int, np.ndarray, np.ndarray]
-_BLOCK_BYTES = 64 << 20
+# Of calls as pgenlib gives them, a byte each, and of packed genotypes: what memory holds of any number of people.
+_CALL_BYTES = 64 << 20
+_PACKED_BYTES = 128 << 20
 
 
 class Genotypes(Protocol):
@@ -51,7 +54,7 @@ class Genotypes(Protocol):
     def read(
         self, keep: np.ndarray, matcher: Matcher, progress: Callable[[int, int], None]
     ) -> Iterator[Block]:
-        """Dosages of the study's SNPs. keep: int64 indices into `people`, increasing; rows follow it."""
+        """The study's SNPs, block by block. keep: int64 indices into `people`, increasing; rows follow it."""
         ...
 
 
@@ -60,16 +63,6 @@ def open_genotypes(source: GenotypeSource, findings: Findings) -> Genotypes:
     if source.format == "vcf":
         return VcfGenotypes(source, findings)
     return PlinkGenotypes(source, findings)
-
-
-def _lookup(direct: bool) -> np.ndarray:
-    """Table from pgenlib's int8 (-9 missing), seen as uint8, to our dosage."""
-    table = np.full(256, MISSING_DOSAGE, np.uint8)
-    table[:3] = [0, 1, 2] if direct else [2, 1, 0]
-    return table
-
-
-_DIRECT, _TURNED = _lookup(True), _lookup(False)
 
 
 class PlinkGenotypes:
@@ -104,17 +97,12 @@ class PlinkGenotypes:
         reader = self._open(len(rows), n_alleles, keep)
         try:
             matches = self._match(rows, n_alleles, matcher)
-            for done, (chromosome, chosen) in enumerate(matches.items()):
-                progress(done, len(matches))
-                plain = [match for match in chosen if match.n_alleles == 2]
-                size = max(4, _BLOCK_BYTES // max(1, len(keep)) // 4 * 4)
-                for part in blocks(np.arange(len(plain)), size):
-                    if plain[part]:
-                        yield chromosome, *self._biallelic(reader, plain[part], len(keep))
-                for match in chosen:
-                    if match.n_alleles > 2:
-                        yield chromosome, *self._multiallelic(reader, match, len(keep))
-            progress(len(matches), len(matches))
+            del rows
+            sizes = matcher.chromosomes
+            for done, (chromosome, size) in enumerate(sizes.items()):
+                progress(done, len(sizes))
+                yield from self._chromosome(reader, chromosome, size, matches, len(keep))
+            progress(len(sizes), len(sizes))
         finally:
             reader.close()
 
@@ -139,64 +127,82 @@ class PlinkGenotypes:
             ) from None
         return reader
 
-    def _match(self, rows: pd.DataFrame, n_alleles: np.ndarray, matcher: Matcher) -> dict[int, list[Match]]:
+    def _match(self, rows: pd.DataFrame, n_alleles: np.ndarray, matcher: Matcher) -> Matches:
         chromosomes, positions = rows["chrom"].to_numpy(np.int64), rows["pos"].to_numpy(np.int64)
         autosomal = chromosomes > 0
         here = autosomal & matcher.at_study_position(chromosomes, positions)
         self._count(rows, ~autosomal, "genotype.non-autosome")
         self._count(rows, autosomal & ~here, "genotype.not-in-study")
         self._count(rows, autosomal & ~here & (n_alleles > 2), "genotype.multiallelic-ignored")
-        for index in np.flatnonzero(autosomal & matcher.has_identifier(rows["id"])):
-            row = rows.iloc[int(index)]
-            matcher.note_identifier(
-                row["id"], row["chrom"], row["pos"], f"{self._variants}, row {row['row']}"
-            )
-        matcher.check_build(self._variants, self._source.build)
-        matches: dict[int, list[Match]] = {}
-        chosen = rows[here]
-        columns = [chosen[name].tolist() for name in ("row", "chrom", "pos", "ref", "alt")]
-        for source, number, chromosome, position, ref, alt in zip(
-            np.flatnonzero(here).tolist(), *columns, strict=True
-        ):
-            alleles = [ref, *alt.split(",")]
-            for match in matcher.offer(self._variants, number, chromosome, position, alleles, source):
-                matches.setdefault(chromosome, []).append(match)
-        return matches
+        matcher.identifiers.note_rows(rows if autosomal.all() else rows[autosomal], self._variants)
+        matcher.identifiers.check_build(self._variants, self._source.build)
+        return matcher.offer_rows(
+            self._variants, rows if here.all() else rows[here], np.flatnonzero(here).astype(np.int64)
+        )
 
     def _count(self, rows: pd.DataFrame, chosen: np.ndarray, code: str) -> None:
-        first = rows[chosen].head(20)
+        first = rows.iloc[np.flatnonzero(chosen)[:ROWS_KEPT]]
         texts = [
             f"row {r} ({i} at {p})" for r, i, p in zip(first["row"], first["id"], first["pos"], strict=True)
         ]
-        self._findings.add_all(code, self._variants, texts)
-        self._findings.add(code, self._variants, count=int(chosen.sum()) - len(texts))
+        self._findings.add_some(code, self._variants, int(chosen.sum()), texts)
 
-    def _biallelic(
-        self, reader: pgenlib.PgenReader, matches: list[Match], people: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        matches = sorted(matches, key=lambda match: match.snp)
-        calls = np.empty((people, len(matches)), np.int8)
-        self._call(
-            lambda: reader.read_list(np.array([m.source for m in matches], np.uint32), calls, sample_maj=True)
-        )
-        turned = np.array([match.orientation.alt == 0 for match in matches])
-        codes = calls.view(np.uint8)
-        dosages = _DIRECT[codes]
-        dosages[:, turned] = _TURNED[codes[:, turned]]
-        return np.array([match.snp for match in matches], np.int64), dosages
+    def _chromosome(
+        self, reader: pgenlib.PgenReader, chromosome: int, size: int, matches: Matches, people: int
+    ) -> Iterator[Block]:
+        """The whole chromosome in blocks of bounded size; none if the file has nothing of it."""
+        width = packed_width(size)
+        source, flipped = np.full(4 * width, -1, np.int64), np.zeros(4 * width, bool)
+        ours = matches.chromosome == chromosome
+        source[matches.snp[ours]] = matches.source[ours]
+        flipped[matches.snp[ours]] = matches.flipped[ours]
+        several = [match for match in matches.several if match.chromosome == chromosome]
+        held = source >= 0
+        held[[match.snp for match in several]] = True
+        if not held.any():
+            return
+        wide = min(width, max(1, _PACKED_BYTES // people))
+        for first in range(0, width, wide):
+            packed = np.empty((people, min(wide, width - first)), np.uint8)
+            snps = slice(4 * first, 4 * (first + packed.shape[1]))
+            self._read_calls(reader, source[snps], packed)
+            turn(packed, flipped[snps])
+            for match in several:
+                if snps.start <= match.snp < snps.stop:
+                    replace(packed, match.snp - snps.start, self._multiallelic(reader, match, people))
+            yield Block(chromosome, snps.start, packed, held[snps])
 
-    def _multiallelic(
-        self, reader: pgenlib.PgenReader, match: Match, people: int
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _read_calls(self, reader: pgenlib.PgenReader, source: np.ndarray, packed: np.ndarray) -> None:
+        """Calls of the variants `source`, int64 [4 w], -1 for none, into `packed` uint8 [people, w]."""
+        people, width = packed.shape
+        wide = min(width, max(1, _CALL_BYTES // (4 * people)))
+        buffer = np.empty(4 * wide * people, np.int8)
+        for first in range(0, width, wide):
+            part = packed[:, first : first + wide]
+            wanted = source[4 * first : 4 * (first + wide)]
+            known = np.flatnonzero(wanted >= 0)
+            if not len(known):
+                part[:] = ABSENT
+                continue
+            # In the place of a variant that is not there its neighbour is read and taken out again: columns then
+            # come as they have to lie, and nothing has to be moved.
+            near = known[np.maximum(np.searchsorted(known, np.arange(len(wanted)), "right") - 1, 0)]
+            calls = buffer[: people * len(wanted)].reshape(people, len(wanted))
+            asked = wanted[near].astype(np.uint32)
+            self._call(partial(reader.read_list, asked, calls, sample_maj=True))
+            pack_calls(calls, part)
+            remove(part, wanted < 0)
+
+    def _multiallelic(self, reader: pgenlib.PgenReader, match: Match, people: int) -> np.ndarray:
         codes = np.empty(2 * people, np.int32)
-        self._call(lambda: reader.read_alleles(match.source, codes))
+        self._call(partial(reader.read_alleles, match.source, codes))
         pairs = codes.reshape(people, 2)
-        dosages = (pairs == match.orientation.alt).sum(axis=1, dtype=np.uint8)
+        dosages: np.ndarray = (pairs == match.orientation.alt).sum(axis=1, dtype=np.uint8)
         known = (pairs >= 0).all(axis=1)
         ours = ((pairs == match.orientation.alt) | (pairs == match.orientation.ref)).all(axis=1)
         dosages[~ours] = MISSING_DOSAGE
         self._findings.add("genotype.other-allele", self._variants, match.place, int((known & ~ours).sum()))
-        return np.array([match.snp], np.int64), dosages[:, None]
+        return dosages
 
     def _call(self, read: Callable[[], None]) -> None:
         try:

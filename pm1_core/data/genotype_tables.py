@@ -10,6 +10,7 @@ import pandas as pd
 
 from pm1_core.data.builds import chromosome_number
 from pm1_core.data.subjects import Person, subject_text
+from pm1_core.data.tables import whole_numbers
 from pm1_core.errors import DataError
 from pm1_core.validate import refusal
 
@@ -120,10 +121,10 @@ def read_variant_rows(path: Path) -> tuple[pd.DataFrame, dict[int, int]]:
     for name in ("CHROM", "POS", "ID", "REF", "ALT"):
         if name not in table.columns:
             raise DataError(refusal(f"{path}, row {first - 1}", f"found no column {name}", "write it"))
-    position = pd.to_numeric(table["POS"], errors="coerce")
-    bad = position.isna() | (position < 0) | (position % 1 != 0)
+    position, whole = whole_numbers(table["POS"])
+    bad = ~whole | (position < 0)
     if bad.any():
-        at = int(np.argmax(bad.to_numpy()))
+        at = int(np.argmax(bad))
         raise DataError(
             refusal(
                 f"{path}, row {first + at}",
@@ -136,7 +137,7 @@ def read_variant_rows(path: Path) -> tuple[pd.DataFrame, dict[int, int]]:
     rows = pd.DataFrame(
         {
             "row": np.arange(first, first + len(table), dtype=np.int64), "chrom": chromosomes,
-            "pos": position.to_numpy(np.int64), "id": table["ID"], "ref": table["REF"], "alt": table["ALT"],
+            "pos": position, "id": table["ID"], "ref": table["REF"], "alt": table["ALT"],
         }
     )  # fmt: skip
     return rows, contigs

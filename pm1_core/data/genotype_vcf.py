@@ -10,10 +10,11 @@ from pathlib import Path
 import cyvcf2
 import numpy as np
 
-from pm1_core.data.alleles import Match, Matcher
 from pm1_core.data.builds import check_contig_lengths, chromosome_number
+from pm1_core.data.genotype_blocks import Block, block_of
 from pm1_core.data.genotype_tables import contig_length
 from pm1_core.data.manifest import GenotypeSource
+from pm1_core.data.matching import Match, Matcher
 from pm1_core.data.preparation_report import Findings
 from pm1_core.data.subjects import Person, subject_text
 from pm1_core.errors import DataError
@@ -139,7 +140,7 @@ class VcfGenotypes:
 
     def read(
         self, keep: np.ndarray, matcher: Matcher, progress: Callable[[int, int], None]
-    ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    ) -> Iterator[Block]:
         """See `genotype_readers.Genotypes.read`."""
         wanted = [self.people[index].subject for index in keep]
         for done, (chromosome, path) in enumerate(self._files.items()):
@@ -147,12 +148,10 @@ class VcfGenotypes:
             place = {sample: column for column, sample in enumerate(self._samples[chromosome])}
             columns = np.array([place.get(subject, -1) for subject in wanted], np.int64)
             yield from self._file(path, chromosome, columns, matcher)
-            matcher.check_build(path, self._source.build)
+            matcher.identifiers.check_build(path, self._source.build)
         progress(len(self._files), len(self._files))
 
-    def _file(
-        self, path: Path, expected: int, columns: np.ndarray, matcher: Matcher
-    ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    def _file(self, path: Path, expected: int, columns: np.ndarray, matcher: Matcher) -> Iterator[Block]:
         limit = max(4, _BLOCK_BYTES // max(1, len(columns)))
         held: dict[int, list[tuple[int, np.ndarray]]] = {}
         size = 0
@@ -194,7 +193,7 @@ class VcfGenotypes:
                     )
                 alleles = [record.REF, *(record.ALT or ["."])]
                 if record.ID:
-                    matcher.note_identifier(record.ID, chromosome, record.POS, f"{path}, row {row}")
+                    matcher.identifiers.note(record.ID, chromosome, record.POS, f"{path}, row {row}")
                 if not matcher.has_position(chromosome, record.POS):
                     add("genotype.not-in-study", path, where)
                     if len(alleles) > 2:
@@ -225,11 +224,8 @@ class VcfGenotypes:
         return np.asarray(genotype.array())[:, :-1]  # the last column says whether the call is phased
 
 
-def _flush(held: dict[int, list[tuple[int, np.ndarray]]]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+def _flush(held: dict[int, list[tuple[int, np.ndarray]]]) -> Iterator[Block]:
     for chromosome, found in held.items():
-        yield (
-            chromosome,
-            np.array([snp for snp, _ in found], np.int64),
-            np.stack([row for _, row in found], axis=1),
-        )
+        snps = np.array([snp for snp, _ in found], np.int64)
+        yield block_of(chromosome, snps, np.stack([row for _, row in found], axis=1))
     held.clear()

@@ -13,19 +13,20 @@ import numpy as np
 import pandas as pd
 
 from pm1_core.atomic import whole_folder
-from pm1_core.data.alleles import Matcher
+from pm1_core.data.chromosome_file import ChromosomeFiles
 from pm1_core.data.documents import read_text
-from pm1_core.data.genotype import ChromosomeWriter
 from pm1_core.data.genotype_readers import Genotypes, open_genotypes
 from pm1_core.data.labels import read_labels
 from pm1_core.data.manifest import GenotypeSource, SiteManifest
+from pm1_core.data.matching import Matcher
 from pm1_core.data.phenotype import write_phenotypes
 from pm1_core.data.photographs import Photograph, read_index, write_photographs
 from pm1_core.data.preparation_report import Findings, PreparationReport
 from pm1_core.data.store import VERSION, Store, is_store
 from pm1_core.data.subjects import note_relatives, subject_table
+from pm1_core.data.tables import table_text
 from pm1_core.errors import DataError, StoreError
-from pm1_core.fields import CHROMOSOMES, EYES, MISSING_DOSAGE, Split
+from pm1_core.fields import CHROMOSOMES, EYES, Split
 from pm1_core.validate import refusal
 
 Progress = Callable[[str, int, int], None]
@@ -107,30 +108,23 @@ def _genotypes(
     people = [genotypes.people[index] for index in keep]
     note_relatives(people, manifest.study.families, genotypes.people_file, findings)
     matcher = Matcher(manifest.study.variants, manifest.genotype.palindromic, findings)
-    writers: dict[int, ChromosomeWriter] = {}
-    if folder is not None:
-        for chromosome, size in manifest.study.summary.chromosome_sizes.items():
-            writers[chromosome] = ChromosomeWriter(folder / f"chr{chromosome}.npy", len(keep), size)
-    positions = {c: part["pos"].to_numpy(np.int64) for c, part in manifest.study.variants.groupby("chrom")}
+    positions = manifest.study.variants["pos"].to_numpy(np.int64)
+    start = dict(
+        zip(matcher.chromosomes, np.cumsum([0, *matcher.chromosomes.values()]).tolist(), strict=False)
+    )
     called = np.zeros(len(keep), np.int64)
     total = 0
-    for chromosome, snps, dosages in genotypes.read(
-        keep, matcher, lambda done, of: progress("genotypes", done, of)
-    ):
-        known = dosages != MISSING_DOSAGE
-        called += known.sum(axis=1)
-        total += dosages.size
-        file = genotypes.file_of(chromosome)
-        findings.add("genotype.missing-calls", file, count=dosages.size - int(known.sum()))
-        low, high = dosages.min(axis=0), np.where(known, dosages, 0).max(axis=0)
-        constant = snps[low >= high]  # a SNP without any call has low = 3, high = 0
-        findings.add_all(
-            "genotype.one-value", file, (f"{chromosome}:{p}" for p in positions[chromosome][constant])
-        )
-        if chromosome in writers:
-            writers[chromosome].put(snps, slice(None), dosages)
-    for writer in writers.values():
-        writer.close()
+    with ChromosomeFiles(folder, len(keep), manifest.study.summary.chromosome_sizes) as files:
+        for block in genotypes.read(keep, matcher, lambda done, of: progress("genotypes", done, of)):
+            file, held = genotypes.file_of(block.chromosome), int(block.held.sum())
+            unknown, constant = block.statistics()
+            called += held - unknown
+            total += held * len(keep)
+            findings.add("genotype.missing-calls", file, count=int(unknown.sum()))
+            alike = start[block.chromosome] + block.first + np.flatnonzero(constant)
+            texts = (f"{block.chromosome}:{positions[index]}" for index in alike)
+            findings.add_some("genotype.one-value", file, len(alike), texts)
+            files.put(block)
     matcher.finish(genotypes.file_of)
     if matcher.matched == 0:
         raise DataError(
@@ -256,7 +250,7 @@ def _write(inputs: _Inputs, fingerprint: str, folder: Path, progress: Progress) 
     if labels is not None:
         labels.to_csv(folder / "labels.tsv", sep="\t")
     if inputs.genotypes is not None:
-        manifest.study.variants.to_csv(folder / "genotype" / "variants.tsv", sep="\t", index=False)
+        (folder / "genotype" / "variants.tsv").write_bytes(table_text(manifest.study.variants, "\t"))
     (folder / "study.json").write_text(manifest.study.to_json(), encoding="utf-8")
     (folder / "preparation.json").write_text(report.to_text(), encoding="utf-8")
     (folder / "preparation.md").write_text(report.to_markdown(), encoding="utf-8")

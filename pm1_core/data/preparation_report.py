@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 from pm1_core.data.finding_codes import CODES
@@ -52,6 +53,12 @@ class Findings:
         """`add` for every row."""
         for row in rows:
             self.add(code, file, row)
+
+    def add_some(self, code: str, file: object, count: int, rows: Iterable[str]) -> None:
+        """Count `count` of `code`; `rows` gives places, of which no more are asked for than kept."""
+        first = list(islice(rows, ROWS_KEPT))
+        self.add_all(code, file, first)
+        self.add(code, file, count=count - len(first))
 
     def sorted(self) -> tuple[Finding, ...]:
         """All findings by code and file."""

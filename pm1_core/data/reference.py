@@ -6,8 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.csv as arrow_csv
 
+from pm1_core.data.alleles import base_codes
 from pm1_core.data.documents import read_text
+from pm1_core.data.tables import whole_numbers
 from pm1_core.errors import ManifestError
 from pm1_core.validate import refusal
 
@@ -15,6 +19,22 @@ BASES = ("A", "C", "G", "T")
 
 
 def _rows(path: Path, header: tuple[str, ...]) -> pd.DataFrame:
+    """All rows as text: by arrow, which takes a tenth of the time, and line by line if anything is wrong."""
+    try:
+        table = arrow_csv.read_csv(
+            path,
+            arrow_csv.ReadOptions(use_threads=False),
+            arrow_csv.ParseOptions(delimiter="\t", quote_char=False),
+            arrow_csv.ConvertOptions(
+                column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=False
+            ),
+        )
+    except (pa.ArrowException, OSError):
+        return _rows_singly(path, header)
+    return table.to_pandas() if tuple(table.column_names) == header else _rows_singly(path, header)
+
+
+def _rows_singly(path: Path, header: tuple[str, ...]) -> pd.DataFrame:
     lines = read_text(path).splitlines()
     if not lines or tuple(lines[0].split("\t")) != header:
         found = lines[0] if lines else "an empty file"
@@ -40,23 +60,23 @@ def read_variants(path: Path) -> pd.DataFrame:
     """
     table = _rows(path, ("chrom", "pos", "id", "ref", "alt"))
     for name in ("chrom", "pos"):
-        number = pd.to_numeric(table[name], errors="coerce")
-        bad = ~((number > 0) & (number % 1 == 0))
+        number, whole = whole_numbers(table[name])
+        bad = ~whole | (number <= 0)
         if name == "chrom":
             bad |= number > 22
         if bad.any():
-            at = int(np.argmax(bad.to_numpy()))
+            at = int(np.argmax(bad))
             accepted = "an autosome, 1 to 22" if name == "chrom" else "a position in base pairs from 1"
             raise ManifestError(
                 refusal(
                     f"{path}, row {at + 2}, {name}", f"found {table[name].iloc[at]!r}", f"write {accepted}"
                 )
             )
-        table[name] = number.astype(np.int64)
+        table[name] = number
     for name in ("ref", "alt"):
-        bad = ~table[name].isin(BASES) | (table["ref"] == table["alt"])
-        if bad.any():
-            at = int(np.argmax(bad.to_numpy()))
+        wrong = (~table[name].isin(BASES) | (table["ref"] == table["alt"])).to_numpy(bool)
+        if wrong.any():
+            at = int(np.argmax(wrong))
             found = f"found {table['ref'].iloc[at]}/{table['alt'].iloc[at]}"
             raise ManifestError(
                 refusal(f"{path}, row {at + 2}", found, "write two different bases A, C, G, T")
@@ -71,8 +91,8 @@ def read_variants(path: Path) -> pd.DataFrame:
                 "sort by chrom, pos",
             )
         )
-    alleles = pd.Series(["/".join(sorted(pair)) for pair in zip(table["ref"], table["alt"], strict=True)])
-    again = pd.DataFrame({"key": key, "alleles": alleles}).duplicated()
+    ref, alt = base_codes(table["ref"]).astype(np.int64), base_codes(table["alt"]).astype(np.int64)
+    again = pd.Series(key * 16 + np.minimum(ref, alt) * 4 + np.maximum(ref, alt)).duplicated()
     if again.any():
         at = int(np.argmax(again.to_numpy()))
         raise ManifestError(refusal(f"{path}, row {at + 2}", "found a variant listed twice", "remove one"))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as arrow_csv
@@ -18,7 +20,9 @@ from pm1_core.errors import DataError, ManifestError
 from pm1_core.validate import refusal
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": "\t", ".tab": "\t"}
+# Bytes of text, and cells of parquet, that are held at once, however many rows there are.
 _BLOCK = 16 << 20
+_CELLS = 1 << 21
 
 
 @dataclass(frozen=True)
@@ -159,7 +163,7 @@ def read_batches(table: TableFile) -> Iterator[Batch]:
 
 def _parquet_batches(table: TableFile) -> Iterator[pa.RecordBatch]:
     with parquet.ParquetFile(table.path) as file:
-        yield from file.iter_batches(batch_size=20_000)
+        yield from file.iter_batches(batch_size=max(1, _CELLS // max(1, file.metadata.num_columns)))
 
 
 def _text_batches(table: TableFile, names: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
@@ -199,3 +203,27 @@ def _text_batches(table: TableFile, names: tuple[str, ...]) -> Iterator[pa.Recor
                 f"{table.path}, row {number}", f"found {cells} cells, not {len(names)}", "correct the row"
             )
         ) from None
+
+
+def table_text(table: pd.DataFrame, separator: str) -> bytes:
+    """The bytes of `table.to_csv(index=False)`, by arrow, which takes a fifth of the time."""
+    sink = io.BytesIO()
+    sink.write(separator.join(table.columns).encode() + b"\n")
+    options = arrow_csv.WriteOptions(include_header=False, delimiter=separator, quoting_style="none")
+    try:
+        arrow_csv.write_csv(pa.Table.from_pandas(table, preserve_index=False), sink, options)
+    except pa.ArrowInvalid:  # a cell that has to be quoted
+        return table.to_csv(index=False, sep=separator, lineterminator="\n").encode()
+    return sink.getvalue()
+
+
+def whole_numbers(cells: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+    """int64 [n] of text cells, 0 where one is no whole number, and which are, bool [n]."""
+    text = pa.array(cells, pa.string())
+    try:
+        numbers = text.cast(pa.int64())
+    except pa.ArrowInvalid:
+        loose = pd.to_numeric(cells, errors="coerce")
+        whole = (loose % 1 == 0).to_numpy(bool)
+        return np.where(whole, loose, 0).astype(np.int64), whole
+    return numbers.to_numpy(), np.ones(len(cells), bool)

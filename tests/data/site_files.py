@@ -24,6 +24,10 @@ class Variant:
     alts: tuple[str, ...]
     name: str = "."
 
+    def turned(self) -> Variant:
+        """The same with reference and (only) alternate exchanged."""
+        return Variant(self.chrom, self.pos, self.alts[0], (self.ref,), self.name)
+
 
 def reference(n_per_chromosome: int, chromosomes: Sequence[int], seed: int = 0) -> list[Variant]:
     """Study SNPs that are never palindromic, 1,000 base pairs apart."""

@@ -77,6 +77,32 @@ def test_pgen_bed_and_vcf_of_the_same_people_give_the_same_dosages(tmp_path: Pat
         assert dosages(store, 2).shape == (len(PEOPLE), 0)
 
 
+def test_blocks_of_any_size_give_the_same_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    variants = reference(101, [1, 22])
+    write_study(tmp_path, variants)
+    truth = random_dosages(len(PEOPLE), len(variants))
+    there = np.ones(len(variants), bool)
+    there[[0, 5, 6, 40, 41, 42, 43, 44, 100, 101]] = False
+    there[150:190] = False
+    swapped = np.random.default_rng(2).random(len(variants)) < 0.3
+    theirs = [
+        v.turned() if turn else v for v, turn, held in zip(variants, swapped, there, strict=True) if held
+    ]
+    calls = np.where(swapped, np.array([2, 1, 0, 3], np.uint8)[truth], truth)[:, there]
+    order = np.random.default_rng(3).permutation(len(theirs))
+    write_pgen(tmp_path / "cohort", PEOPLE, [theirs[i] for i in order], calls[:, order])
+    expected = np.where(there, truth, 3)
+    for size in (1 << 26, 200, 40, 1):
+        monkeypatch.setattr("pm1_core.data.genotype_readers._CALL_BYTES", size)
+        monkeypatch.setattr("pm1_core.data.genotype_readers._PACKED_BYTES", size)
+        store, report = prepared(tmp_path, "pgen", "cohort")
+        got = np.concatenate([dosages(store, c) for c in (1, 22)], axis=1)
+        np.testing.assert_array_equal(got, expected)
+        assert report.count("genotype.flipped") == swapped[there].sum()
+        assert report.count("genotype.absent") == (~there).sum()
+        shutil.rmtree(store.path)
+
+
 @pytest.mark.skipif(shutil.which("plink2") is None, reason="plink2 is not installed")
 def test_plink2_writes_a_bed_that_reads_like_its_pgen(tmp_path: Path) -> None:
     variants = reference(8, [3])

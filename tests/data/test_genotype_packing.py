@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from pm1_core.data.genotype import ChromosomeWriter, pack, packed_width, unpack
+from pm1_core.data.chromosome_file import ChromosomeWriter
+from pm1_core.data.genotype import pack, packed_width, unpack
+from pm1_core.data.genotype_blocks import block_of, remove, replace, turn
 from pm1_core.errors import InputError
 
 matrices = st.tuples(st.integers(0, 5), st.integers(0, 21)).flatmap(
@@ -53,7 +55,39 @@ def test_blocks_in_any_order_fill_a_chromosome(tmp_path_factory, order, size) ->
     writer = ChromosomeWriter(path, 3, 13)
     for start in range(0, 11, size):
         snps = np.array(order[start : start + size])
-        writer.put(snps, slice(None), dosages[:, snps])
-    writer.close()
+        writer.put(block_of(1, snps, dosages[:, snps]))
+    writer.finish()
     dosages[:, 11:] = 3  # never written
     np.testing.assert_array_equal(unpack(np.load(path), 13), dosages)
+
+
+@given(st.integers(1, 5), st.integers(1, 21), st.randoms(use_true_random=False))
+def test_a_block_counts_missing_calls_and_finds_snps_of_one_value(people: int, snps: int, chance) -> None:
+    rng = np.random.default_rng(chance.randrange(2**32))
+    dosages = rng.integers(0, 4, (people, snps), dtype=np.uint8)
+    chosen = 4 * rng.integers(0, 3) + np.flatnonzero(rng.random(snps) < 0.7)
+    if not len(chosen):
+        return
+    block = block_of(1, chosen, dosages[:, : len(chosen)])
+    assert block.snps.tolist() == chosen.tolist()
+    missing, constant = block.statistics()
+    ours = dosages[:, : len(chosen)]
+    assert missing.tolist() == (ours == 3).sum(1).tolist()
+    alike = [len(set(column[column < 3].tolist())) < 2 for column in ours.T]
+    assert (block.first + np.flatnonzero(constant)).tolist() == chosen[alike].tolist()
+
+
+def test_packed_snps_are_turned_removed_and_replaced_alone() -> None:
+    dosages = np.random.default_rng(0).integers(0, 4, (50, 12), dtype=np.uint8)
+    packed, here = pack(dosages), np.zeros(12, bool)
+    here[[1, 6]] = True
+    turn(packed, here)
+    expected = dosages.copy()
+    expected[:, here] = np.array([2, 1, 0, 3], np.uint8)[dosages[:, here]]
+    np.testing.assert_array_equal(unpack(packed, 12), expected)
+    remove(packed, np.roll(here, 1))
+    expected[:, [2, 7]] = 3
+    np.testing.assert_array_equal(unpack(packed, 12), expected)
+    replace(packed, 9, dosages[:, 0])
+    expected[:, 9] = dosages[:, 0]
+    np.testing.assert_array_equal(unpack(packed, 12), expected)
