@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pm1_core.data.codes import SYSTEMS
+from pm1_core.data.codings import Codings
 from pm1_core.data.definition import Column
 from pm1_core.data.documents import list_of, mapping_of, scalar_text, text_of
 from pm1_core.data.units import Conversion, conversion
 from pm1_core.errors import ManifestError
 from pm1_core.validate import refusal, require_choice, require_keys, require_range
 
-_OPTIONAL = ("to", "unit", "factor", "offset", "missing", "values", "system", "separator", "empty")
+_OPTIONAL = ("to", "unit", "factor", "offset", "missing", "values", "coding", "system", "separator", "empty")
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Rule:
 
     to: the study column that it fills; a coded list (`system`) may fill several
     missing: cells that mean "not observed", besides the empty cell
+    recoded: cell -> number that it stands for, in the file's unit; of the column's data-coding
     values: cell -> what it stands for, None for missing; empty if cells are taken as they are
     conversion: to the study's unit, for continuous columns
     system, separator: a list of codes of this system; empty_is_missing: an empty list says nothing
@@ -33,6 +35,7 @@ class Rule:
     to: tuple[Column, ...]
     where: str
     missing: tuple[str, ...] = ()
+    recoded: Mapping[str, str] = field(default_factory=dict)
     values: Mapping[str, str | None] = field(default_factory=dict)
     conversion: Conversion = field(default_factory=Conversion)
     system: str | None = None
@@ -106,7 +109,7 @@ def _coded(
     where: str, entry: Mapping[str, Any], name: str, study: Sequence[Column], missing: tuple[str, ...]
 ) -> Rule:
     system = require_choice(f"{where}, key system", entry["system"], SYSTEMS, ManifestError)
-    for key in ("unit", "factor", "offset", "values"):
+    for key in ("unit", "factor", "offset", "values", "coding"):
         if key in entry:
             raise ManifestError(refusal(f"{where}, key {key}", "found it beside system", "remove it"))
     able = {column.name: column for column in study if system in column.codes}
@@ -130,7 +133,9 @@ def _coded(
     )  # fmt: skip
 
 
-def _rule(where: str, entry: Any, study: Sequence[Column], missing_everywhere: tuple[str, ...]) -> Rule:
+def _rule(
+    where: str, entry: Any, study: Sequence[Column], missing_everywhere: tuple[str, ...], codings: Codings
+) -> Rule:
     require_keys(where, entry, ("column",), _OPTIONAL, ManifestError)
     name = text_of(f"{where}, key column", entry["column"])
     where = f"{where} (column {name!r})"
@@ -146,21 +151,36 @@ def _rule(where: str, entry: Any, study: Sequence[Column], missing_everywhere: t
     columns = {column.name: column for column in study}
     column = columns[require_choice(f"{where}, key to", entry["to"], columns, ManifestError)]
     converted, assumed = _conversion(where, entry, column)
-    return Rule(
-        name, (column,), where, missing, _values(where, entry, column), converted, unit_assumed=assumed
-    )  # fmt: skip
+    values = _values(where, entry, column)
+    coding = scalar_text(entry["coding"]) if "coding" in entry else None
+    # What the site writes itself comes before its tables.
+    special = {
+        code: meaning
+        for code, meaning in codings.of(f"{where}, key coding", name, coding).items()
+        if code not in values
+    }
+    missing = (*missing, *(code for code, meaning in special.items() if meaning is None))
+    recoded = {
+        code: meaning
+        for code, meaning in special.items()
+        if meaning is not None and column.kind == "continuous" and code not in missing
+    }
+    return Rule(name, (column,), where, missing, recoded, values, converted, unit_assumed=assumed)
 
 
-def read_rules(where: str, entries: Any, study: Sequence[Column], missing: Any = None) -> tuple[Rule, ...]:
+def read_rules(
+    where: str, entries: Any, study: Sequence[Column], missing: Any = None, codings: Codings | None = None
+) -> tuple[Rule, ...]:
     """The rules of a dictionary, `entries` being its list of columns.
 
     missing: codes that mean "not observed" in every column, besides each column's own
+    codings: special codes of columns, by an entry's `coding` or the field in the column's name
     Raises ManifestError naming the entry if it is wrong, or if two entries fill one study column that
     cannot be merged (binary ones can: any source that says 1 gives 1).
     """
     everywhere = tuple(scalar_text(code) for code in list_of(f"{where}, key missing", missing or []))
     rules = [
-        _rule(f"{where}, columns entry {i}", e, study, everywhere)
+        _rule(f"{where}, columns entry {i}", e, study, everywhere, codings or Codings())
         for i, e in enumerate(list_of(f"{where}, key columns", entries), 1)
     ]
     filled: dict[str, str] = {}

@@ -51,6 +51,7 @@ class Harmoniser:
         self._file = file
         self._missing = _Codes(dict.fromkeys(rule.missing))
         self._values = _Codes(dict(rule.values))
+        self._recoded = _Codes(dict(rule.recoded))
 
     def convert(self, cells: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """cells: object [n] of str, rows: int64 [n] of the file -> float64 [n, len(rule.to)].
@@ -94,7 +95,8 @@ class Harmoniser:
                 f"found {cell!r}, which is in no map",
                 f"add it to values or missing of the dictionary (known: {accepted})",
             )
-        value = self._plain(cell, column)
+        code = self._recoded.find(cell)
+        value = self._plain(cell if code is None else self.rule.recoded[code], column)
         if column.kind == "continuous":
             value = value * self.rule.conversion.factor + self.rule.conversion.offset
         return [value]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pm1_core.data.builds import build_name
+from pm1_core.data.codings import read_codings
 from pm1_core.data.definition import StudyDefinition, load_definition
 from pm1_core.data.dictionary import Rule, read_rules
 from pm1_core.data.documents import list_of, mapping_of, read_yaml, text_of
@@ -168,21 +169,24 @@ class _Reader:
         where = f"{self.path}, key phenotype"
         require_keys(
             where, entry, ("path", "subject"),
-            ("separator", "names", "dictionary", "columns", "missing", "identical_rows"), ManifestError,
+            ("separator", "names", "dictionary", "columns", "missing", "codings", "identical_rows"), ManifestError,
         )  # fmt: skip
         if ("dictionary" in entry) == ("columns" in entry):
             raise ManifestError(
                 refusal(where, "found none or both of dictionary and columns", "write exactly one")
             )
         columns, missing, source = entry.get("columns"), entry.get("missing"), where
+        named, beside = entry.get("codings"), self.path.parent
         if "dictionary" in entry:
             file = self.file(f"{where}.dictionary", entry["dictionary"])
             self.files.append(file)
             content, source = read_yaml(file), str(file)
             if isinstance(content, list):
                 content = {"columns": content}
-            require_keys(source, content, ("columns",), ("missing",), ManifestError)
+            require_keys(source, content, ("columns",), ("missing", "codings"), ManifestError)
             columns = content["columns"]
+            if "codings" in content:
+                named, beside = content["codings"], file.parent
             missing = [*(missing or []), *(content.get("missing") or [])]
         choice = require_choice(
             f"{where}.identical_rows", entry.get("identical_rows", "drop"), ("drop", "keep"), ManifestError
@@ -192,10 +196,13 @@ class _Reader:
             raise ManifestError(
                 refusal(study.path, "found no key columns", "describe the study's phenotype columns")
             )
+        listed = [text_of(f"{source}, codings", name) for name in list_of(f"{source}, codings", named or [])]
+        codings, files = read_codings(f"{source}, key codings", listed, beside)
+        self.files += files
         return TableSource(
             self.table(where, entry, "path"),
             subject,
-            read_rules(source, columns, study.columns, missing),
+            read_rules(source, columns, study.columns, missing, codings),
             choice,
         )
 

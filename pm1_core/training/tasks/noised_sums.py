@@ -98,6 +98,8 @@ def statistics_tensors(
     if round_number > 1:
         out[_PHENOTYPE + "std"] = (released["square"] * halves**2).astype(np.float32)
         return out
+    # Said of every feature, whoever is there: it tells nothing, and costs nothing.
+    out[_PHENOTYPE + "validated"] = np.ones(shapes[_PHENOTYPE + "validated"], np.float32)
     out[_PHENOTYPE + "count"] = released["observed"].astype(np.float32)
     sums = released["value"] * halves + released["observed"] * centres
     out[_PHENOTYPE + "mean"] = sums.astype(np.float32)

@@ -2,7 +2,8 @@
 
 Two rounds, so that a variance is a sum of squared deviations from the pooled mean instead of a difference of
 large numbers: round 1 sums counts and values, round 2 sums squared deviations from the mean of round 1.
-Statistics come from training people only (appendix E.3) and are pooled over the sites, never a site's own.
+Statistics come from training people only (appendix E.3) and are pooled over the sites, never a site's own. Which
+features are used follows from the pooled sums too, so that all sites agree on them, whichever came first.
 """
 
 from __future__ import annotations
@@ -23,10 +24,16 @@ from pm1_core.training.tasks.base import Task
 from pm1_core.update import Tensors, Update
 
 _PEOPLE_AT_ONCE = 1024
+_MOMENTS = ("count", "validated", "mean", "std", "kept")
 
 
 class StatisticsTask(Task):
-    """Counts of dosages [S, 3] per chromosome; count, mean, std and kept [K] of phenotype features."""
+    """Counts of dosages [S, 3] per chromosome; count, validated, mean, std and kept [K] of phenotype features.
+
+    count, validated: training and validation people in whom a feature is observed, over all sites
+    kept: 1 for features that are used: of more than one value in training people, and observed in validation
+    people (E.3), where the study has any
+    """
 
     name = "statistics"
     aggregation = "sum"
@@ -41,7 +48,7 @@ class StatisticsTask(Task):
             for c in CHROMOSOMES
             if self.study.chromosome_sizes.get(c)
         }
-        moments = {f"statistics.phenotype.{name}": features for name in ("count", "mean", "std", "kept")}
+        moments = {f"statistics.phenotype.{name}": features for name in _MOMENTS}
         return {**counts, **moments}
 
     def train(
@@ -68,6 +75,8 @@ class StatisticsTask(Task):
             else:
                 sums["statistics.phenotype.std"] += (((values - mean) ** 2) * observed).sum(0)
         if order.round == 1:
+            for chunk in _chunks(store.people(Split.VALIDATION, Modality.PHENOTYPE)):
+                sums["statistics.phenotype.validated"] += store.phenotypes(chunk)[1].sum(0)
             carriers = store.people(Split.TRAIN, Modality.GENOTYPE)
             for name, total in sums.items():
                 if name.startswith("statistics.genotype."):
@@ -100,7 +109,7 @@ class StatisticsTask(Task):
         return Update(noised_sums.statistics_tensors(self.study, order.round, released, shapes), 1.0, {})
 
     def advance(self, round_number: int, tensors: Tensors, aggregate: Tensors) -> Tensors:
-        """Sums to statistics. A feature with one value in the whole federation gets kept = 0 (E.3)."""
+        """Sums to statistics, and which features are kept."""
         prefix = "statistics.phenotype."
         if round_number == 1:
             # Noised sums may be below zero, where no count and no square is.
@@ -113,6 +122,8 @@ class StatisticsTask(Task):
         # Only noise brings a sum of squares below zero.
         deviation = np.where(squares < 0, noised_sums.usual_deviation(self.study), deviation)
         kept = (count > 1) & (deviation > 1e-6 * np.maximum(1e-6, np.abs(mean)))
+        validated = tensors[prefix + "validated"] > 0
+        kept &= validated | ~validated.any()
         binary = np.array([feature.kind == "binary" for feature in self.study.features], dtype=bool)
         scaled = kept & ~binary
         return {
