@@ -14,6 +14,7 @@ from bench.page import write_page
 MEASURES = (
     ("unpacking",),
     ("preparation",),
+    ("token_loader",),
     ("simulation", "logistic"),
     ("simulation", "many"),
     ("encodings",),

@@ -32,4 +32,5 @@ _NAMES = (
     "secure_sum.paper",
     "unpacking",
     "preparation",
+    "token_loader",
 )

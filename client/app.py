@@ -64,6 +64,7 @@ def from_node_config(context: Context) -> SitePaths:
         batch_size=str(config.get("batch_size", "")),
         precision=str(config.get("precision", "")),
         processes=str(config.get("processes", "")),
+        cache=str(config.get("cache", "")),
     )
 
 

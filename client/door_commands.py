@@ -233,6 +233,9 @@ def _status(found: dict[str, Any]) -> str:
         )
     lines.append(f"  policy     {found['policy']}")
     lines += [f"  approved   {one['hash']} {one['study']}" for one in found["approvals"]]
+    lines += [
+        f"  tokens     {size / 2**30:.1f} GiB cached in {kind}" for kind, size in found["tokens"].items()
+    ]
     lines.append(
         f"  left       {found['left']} answers, {found['bytes']} bytes, {found['bytes_today']} of them today"
     )

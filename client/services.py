@@ -25,6 +25,7 @@ from client.policy import Policy
 from pm1_core import atomic, supervisor
 from pm1_core.errors import BoundError, ConfigError, PM1Error, StateError
 from pm1_core.supervisor import Service
+from pm1_core.training.cached import cached_bytes
 from pm1_core.validate import refusal
 
 if TYPE_CHECKING:
@@ -198,6 +199,7 @@ def status(folder: SiteFolder) -> dict[str, Any]:
         "approvals": [
             {"hash": one.name, "study": one.study, "config": one.proposal.config} for one in approvals(folder)
         ],
+        "tokens": cached_bytes(folder.file("state")),
         "left": len(left),
         "stopped": sum(line["event"] in (STOPPED, REFUSED) for line in lines),
         "bytes": sum(line.get("bytes", 0) for line in left),

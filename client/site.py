@@ -56,6 +56,7 @@ class SitePaths:
     door: HOST:PORT where the site's door takes tickets, see client.door; "" without one
     batch_size, precision: the site's own, see pm1_core.training.machine; "" takes the study's
     processes: that share every batch, one on each GPU; "" is one
+    cache: how tokens of the frozen encoders are kept; "" is in float32
     """
 
     store: str
@@ -73,6 +74,7 @@ class SitePaths:
     batch_size: str = ""
     precision: str = ""
     processes: str = ""
+    cache: str = ""
 
 
 class LackingError(PM1Error):

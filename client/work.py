@@ -226,7 +226,8 @@ class Work(SecureSite):
         return build_task(order, self.store.study, allowed_tasks(self.paths.tasks))
 
     def _machine(self) -> Machine:
-        return Machine.of(self.paths.batch_size, self.paths.precision, self.paths.processes)
+        paths = self.paths
+        return Machine.of(paths.batch_size, paths.precision, paths.processes, paths.cache)
 
     def _counts(self, task: Task, order: Order, text: str) -> dict[str, int | str]:
         """How many people there are for a phase, if an answer to its orders could be given."""

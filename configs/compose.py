@@ -53,7 +53,7 @@ def load(name: str, overrides: Sequence[str]) -> dict[str, Any]:
             raise _sentence(error, overrides, schema.ROOTS[name], strategy) from None
     checked = typing.cast(dict[str, Any], content)
     LoopConfig(device=checked["site"]["device"])
-    Machine.of(*(checked["site"][key] for key in ("batch_size", "precision", "processes")))
+    Machine.of(*(checked["site"][key] for key in ("batch_size", "precision", "processes", "cache")))
     for part, core in schema.PARTS.items() if "model" in checked else ():
         schema.frozen(core, checked["model"][part])
     for phase in checked["study"]["phases"].values() if "study" in checked else ():

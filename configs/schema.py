@@ -182,6 +182,7 @@ class SiteNode:
     tasks: tasks of installed packages that may run here, by the names under which they are offered
     batch_size, precision: of this machine instead of the study's, TASK:VALUE,TASK:VALUE or a VALUE for all tasks
     processes: that share every batch, one on each GPU, given alike; "" is one
+    cache: how tokens of the frozen encoders are kept: float32 ("" is that), bfloat16 in half the bytes, or off
     """
 
     device: str = "auto"
@@ -190,6 +191,7 @@ class SiteNode:
     batch_size: str = ""
     precision: str = ""
     processes: str = ""
+    cache: str = ""
 
 
 @dataclass

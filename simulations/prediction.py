@@ -11,7 +11,7 @@ from pm1_core.evaluation.genotype import dosage_confusion, weighted_accuracy
 from pm1_core.fields import TOKENS_OF, Modality, Split
 from pm1_core.training.pm1 import PM1, TokenArrays
 from pm1_core.training.prediction import keep, target_scores
-from pm1_core.training.token_cache import TokenSet
+from pm1_core.training.token_set import TokenSet
 from simulations.pooled import PooledStore
 
 

@@ -56,7 +56,7 @@ def run(config: dict[str, Any], stages: Stages) -> Path:
     atomic.write_text(folder / "config.yaml", compose.to_yaml(config))
     study = build_study(config)
     tasks = allowed_tasks(config["site"]["tasks"])
-    machine = {key: config["site"][key] for key in ("batch_size", "precision", "processes")}
+    machine = {key: config["site"][key] for key in ("batch_size", "precision", "processes", "cache")}
     federate(study, workspace, folder, config["engine"], stages, config["workers"], tasks, machine=machine)
     # A finished run is not assessed twice: the figures follow from the checkpoint and the configuration.
     latest = CheckpointFolder(folder / "checkpoints").latest()

@@ -164,6 +164,11 @@ class Store:
             present[at] = True
         return images, present
 
+    def eyes(self, people: np.ndarray) -> np.ndarray:
+        """Of which eyes there is a photograph, bool [n, 2] in the order of EYES."""
+        people = np.asarray(people, np.int64)
+        return np.stack([self._row(f"{eye}_row")[people] >= 0 for eye in EYES], axis=1)
+
     @cached_property
     def _labels(self) -> pd.DataFrame:
         columns = self.study.labels

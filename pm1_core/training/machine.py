@@ -15,7 +15,8 @@ from pm1_core.privacy.terms import record_terms
 from pm1_core.training.loop import LoopConfig
 from pm1_core.training.order import Order
 from pm1_core.training.precision import FLOAT32
-from pm1_core.validate import refusal
+from pm1_core.training.token_cache import KINDS
+from pm1_core.validate import refusal, require_choice
 
 ALL = "all"
 
@@ -26,14 +27,16 @@ class Machine:
 
     batch_size: people in a step; precision: see LoopConfig
     processes: that share every batch, one on each GPU, see pm1_core.training.processes
+    cache: how tokens are kept, one of pm1_core.training.token_cache.KINDS; "" is float32
     """
 
     batch_size: Mapping[str, int] = field(default_factory=dict)
     precision: Mapping[str, str] = field(default_factory=dict)
     processes: Mapping[str, int] = field(default_factory=dict)
+    cache: str = ""
 
     @staticmethod
-    def of(batch_size: str = "", precision: str = "", processes: str = "") -> Machine:
+    def of(batch_size: str = "", precision: str = "", processes: str = "", cache: str = "") -> Machine:
         """Read lists of TASK:VALUE, or one VALUE for all tasks. Raises ConfigError naming what is wrong.
 
         >>> Machine.of("genotype:16,fusion:64", "bfloat16").batch_size
@@ -42,10 +45,13 @@ class Machine:
         precisions = _listed(precision)
         for chosen in precisions.values():
             LoopConfig(precision=chosen)
+        if cache:
+            require_choice("site's cache", cache, KINDS, ConfigError)
         return Machine(
             _whole("batch_size", batch_size, 0, "use a whole number, 0 takes everybody"),
             precisions,
             _whole("processes", processes, 1, "use a whole number, as many as there are GPUs"),
+            cache,
         )
 
     def own(self, order: Order) -> Order:
@@ -55,6 +61,8 @@ class Machine:
         other than float32 would change what bounds a person's gradient, or if several processes would each draw
         their own people and noise.
         """
+        if self.cache and "encoders" in order.parameters:
+            order = replace(order, parameters={**order.parameters, "cache": self.cache})
         if "loop" not in order.parameters:
             return order
         loop = dict(order.parameters["loop"])

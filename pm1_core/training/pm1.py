@@ -83,34 +83,64 @@ class PM1:
         given = torch.from_numpy(values).to(self.device), torch.from_numpy(observed).to(self.device)
         return standardise(*given, mean, std, kept)
 
-    @torch.inference_mode()
     def raw_tokens(self, store: Store, people: np.ndarray) -> tuple[TokenArrays, np.ndarray]:
         """Tokens {modality: float32 [n, T_m, d_m]} before standardisation, and present, bool [n, 25]."""
-        tokens = {
-            modality: np.zeros((len(people), span.stop - span.start, self.widths[modality]), np.float32)
-            for modality, span in TOKENS_OF.items()
-        }
-        present = np.zeros((len(people), len(TOKENS)), bool)
-        for rows in _chunks(len(people)):
-            self._encode_genotypes(store, people, rows, tokens[Modality.GENOTYPE], present)
-            if self.phenotype is not None:
-                token, has = self.phenotype_tokens(store, people[rows])
-                tokens[Modality.PHENOTYPE][rows, 0] = token
-                present[rows, TOKENS_OF[Modality.PHENOTYPE].start] = has
-            self._encode_photographs(store, people, rows, tokens[Modality.FUNDUS], present)
+        tokens, present = self._nothing(len(people))
+        for rows, some, has in self.token_chunks(store, people):
+            present[rows] = has
+            for modality, array in some.items():
+                tokens[modality][rows] = array
         return tokens, present
 
+    def token_chunks(
+        self, store: Store, people: np.ndarray
+    ) -> Iterator[tuple[slice, TokenArrays, np.ndarray]]:
+        """Rows of `people`, and what `raw_tokens` gives of them, some at a time."""
+        for rows in _chunks(len(people)):
+            # Only `token: sample` draws, the same for the same people in the same order.
+            yield rows, *self._encode(store, people[rows], rows.start)
+
+    @torch.inference_mode()
+    def _encode(self, store: Store, people: np.ndarray, draw: int) -> tuple[TokenArrays, np.ndarray]:
+        tokens, present = self._nothing(len(people))
+        self._encode_genotypes(store, people, draw, tokens[Modality.GENOTYPE], present)
+        if self.phenotype is not None:
+            token, has = self.phenotype_tokens(store, people)
+            tokens[Modality.PHENOTYPE][:, 0] = token
+            present[:, TOKENS_OF[Modality.PHENOTYPE].start] = has
+        self._encode_photographs(store, people, tokens[Modality.FUNDUS], present)
+        return tokens, present
+
+    def present_tokens(self, store: Store, people: np.ndarray) -> np.ndarray:
+        """Which tokens `raw_tokens` would give, bool [n, 25]; nothing is encoded."""
+        present = np.zeros((len(people), len(TOKENS)), bool)
+        if self.genotype:
+            has = np.isin(people, store.people(None, Modality.GENOTYPE))
+            for chromosome in self.genotype:
+                present[has, chromosome - 1] = True
+        for rows in _chunks(len(people)) if self.phenotype is not None else ():
+            _, known = self.phenotype_inputs(*store.phenotypes(people[rows]))
+            present[rows, TOKENS_OF[Modality.PHENOTYPE].start] = known.any(1).cpu().numpy()
+        if self.fundus is not None:
+            present[:, TOKENS_OF[Modality.FUNDUS]] = store.eyes(people)
+        return present
+
+    def _nothing(self, people: int) -> tuple[TokenArrays, np.ndarray]:
+        tokens = {
+            modality: np.zeros((people, span.stop - span.start, self.widths[modality]), np.float32)
+            for modality, span in TOKENS_OF.items()
+        }
+        return tokens, np.zeros((people, len(TOKENS)), bool)
+
     def _encode_genotypes(
-        self, store: Store, people: np.ndarray, rows: slice, out: np.ndarray, present: np.ndarray
+        self, store: Store, people: np.ndarray, draw: int, out: np.ndarray, present: np.ndarray
     ) -> None:
-        has = np.isin(people[rows], store.people(None, Modality.GENOTYPE))
-        where = np.flatnonzero(has) + rows.start
+        where = np.flatnonzero(np.isin(people, store.people(None, Modality.GENOTYPE)))
         if not len(where):
             return
         for chromosome, vae in self.genotype.items():
             dosages = torch.from_numpy(store.dosages(chromosome, people[where])).to(self.device)
-            # Only `token: sample` draws, the same for the same people in the same order.
-            draws = generator(0, "token", chromosome, rows.start)
+            draws = generator(0, "token", chromosome, draw)
             out[where, chromosome - 1] = vae.token(dosages, draws).cpu().numpy()
             present[where, chromosome - 1] = True
 
@@ -131,13 +161,13 @@ class PM1:
         return token.cpu().numpy(), known.any(1).cpu().numpy()
 
     def _encode_photographs(
-        self, store: Store, people: np.ndarray, rows: slice, out: np.ndarray, present: np.ndarray
+        self, store: Store, people: np.ndarray, out: np.ndarray, present: np.ndarray
     ) -> None:
         if self.fundus is None:
             return
         for place, eye in enumerate(EYES):
-            photographs, has = store.photographs(people[rows], eye)
-            where = np.flatnonzero(has) + rows.start
+            photographs, has = store.photographs(people, eye)
+            where = np.flatnonzero(has)
             if len(where):
                 images = torch.from_numpy(photographs[has]).to(self.device)
                 out[where, place] = self.fundus.encode(images).cpu().numpy()

@@ -11,7 +11,7 @@ from pm1_core.evaluation.cross_modal import INPUTS, TargetScores
 from pm1_core.evaluation.scores import gather, subgroups
 from pm1_core.fields import TOKENS_OF, Modality
 from pm1_core.training.pm1 import PM1, TokenArrays
-from pm1_core.training.token_cache import TokenSet
+from pm1_core.training.token_set import TokenSet
 
 LETTERS = {"G": Modality.GENOTYPE, "P": Modality.PHENOTYPE, "I": Modality.FUNDUS}
 EVERYTHING = "P+I+G"
@@ -66,7 +66,7 @@ def target_counts(model: PM1, store: Store, raw: TokenSet) -> dict[str, np.ndarr
     features = [int(store.study.feature_indices([name])[0]) for name in targets]
     _, observed = store.phenotypes(raw.people)
     some = np.flatnonzero(observed[:, features].any(1))
-    chosen = TokenSet(raw.people[some], {m: t[some] for m, t in raw.tokens.items()}, raw.present[some])
+    chosen = raw.chosen(some)
     scored = target_scores(model, store, chosen, [EVERYTHING])
     shape = (len(targets), len(some))
     labels = np.reshape([target.labels for target in scored], shape).T
@@ -81,5 +81,5 @@ def _without(
     masked, has = model.phenotype_tokens(store, raw.people[rows], hidden)
     present = raw.present[rows].copy()
     present[:, TOKENS_OF[Modality.PHENOTYPE].start] = has
-    tokens = {**{m: t[rows] for m, t in raw.tokens.items()}, Modality.PHENOTYPE: masked[:, None]}
+    tokens = {m: masked[:, None] if m == Modality.PHENOTYPE else raw.rows(m, rows) for m in Modality}
     return model.standardised(tokens, present), present

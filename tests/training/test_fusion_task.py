@@ -14,7 +14,7 @@ from pm1_core.training.guide import Control
 from pm1_core.training.order import Order
 from pm1_core.training.tasks import fusion
 from pm1_core.training.tasks.fusion import FusionTask
-from pm1_core.training.token_cache import TokenSet
+from pm1_core.training.token_set import TokenSet
 
 STUDY = StudySummary("tiny", "GRCh38", (), (), (), {})
 WIDTHS = {Modality.GENOTYPE: 3, Modality.PHENOTYPE: 5, Modality.FUNDUS: 4}

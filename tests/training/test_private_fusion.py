@@ -23,7 +23,7 @@ from pm1_core.training.parts import named_part
 from pm1_core.training.private import Units, clipped_sums
 from pm1_core.training.tasks import fusion
 from pm1_core.training.tasks.fusion import FusionTask
-from pm1_core.training.token_cache import TokenSet
+from pm1_core.training.token_set import TokenSet
 
 STUDY = StudySummary("tiny", "GRCh38", (), (), (), {})
 MODEL = {

@@ -28,7 +28,8 @@ from pm1_core.training.prediction import target_counts
 from pm1_core.training.private import Units
 from pm1_core.training.processes import divided, in_turn
 from pm1_core.training.tasks.base import Metrics, Task
-from pm1_core.training.token_cache import ENCODERS, TokenSet, load_tokens, raw_tokens
+from pm1_core.training.token_cache import ENCODERS, load_tokens, raw_tokens
+from pm1_core.training.token_set import TokenSet
 from pm1_core.update import Tensors, Update
 from pm1_core.validate import require_keys
 
@@ -43,6 +44,7 @@ class FusionTask(Task):
       model: fields of FusionConfig
       objective: fields of FusionObjective
       encoders: {"genotype": {...}, "phenotype": {...}, "fundus": {...}}, see PM1
+      cache: how tokens are kept, see pm1_core.training.token_cache
       loop: see LoopConfig; the negatives of InfoNCE are the other people of a batch
 
     L_mask and L_recon add over people, so that sites weighted by people add up to the pooled gradient. InfoNCE
@@ -210,14 +212,8 @@ class FusionTask(Task):
         load_part(module, tensors, PREFIX)
         return module.to(self.device)
 
-    def _batch(
-        self, held: TokenSet, indices: np.ndarray
-    ) -> tuple[dict[Modality, torch.Tensor], torch.Tensor]:
-        tokens = {
-            m: torch.from_numpy(np.ascontiguousarray(held.tokens[m][indices])).to(self.device)
-            for m in Modality
-        }
-        return tokens, torch.from_numpy(held.present[indices]).to(self.device)
+    def _batch(self, held: TokenSet, indices: np.ndarray) -> tuple[Tokens, torch.Tensor]:
+        return held.batch(indices, self.device)
 
 
 def groups_of(subjects: np.ndarray, groups: int, order: Order) -> np.ndarray:

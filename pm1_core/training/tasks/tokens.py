@@ -19,7 +19,8 @@ from pm1_core.training.order import Order
 from pm1_core.training.parts import State
 from pm1_core.training.tasks import noised_sums
 from pm1_core.training.tasks.base import Task
-from pm1_core.training.token_cache import ENCODERS, TokenSet, raw_tokens
+from pm1_core.training.token_cache import ENCODERS, raw_tokens
+from pm1_core.training.token_set import TokenSet
 from pm1_core.update import Tensors, Update
 
 _PEOPLE_AT_ONCE = 1024
@@ -64,15 +65,17 @@ class TokensTask(Task):
         if terms:
             return self._noised(raw, order, tensors, terms)
         sums = {name: np.zeros(array.shape, np.float64) for name, array in tensors.items()}
-        for modality, span in TOKENS_OF.items():
-            prefix = f"tokens.{modality}."
-            present = raw.present[:, span, None]
-            values = np.where(present, raw.tokens[modality], 0).astype(np.float64)
-            if order.round == 1:
-                sums[prefix + "count"] = raw.present[:, span].sum(0)
-                sums[prefix + "mean"] = values.sum(0)
-            else:
-                sums[prefix + "std"] = (((values - tensors[prefix + "mean"]) ** 2) * present).sum(0)
+        for start in range(0, len(raw.people), _PEOPLE_AT_ONCE):
+            rows = slice(start, start + _PEOPLE_AT_ONCE)
+            for modality, span in TOKENS_OF.items():
+                prefix = f"tokens.{modality}."
+                present = raw.present[rows, span, None]
+                values = np.where(present, raw.rows(modality, rows), 0).astype(np.float64)
+                if order.round == 1:
+                    sums[prefix + "count"] += raw.present[rows, span].sum(0)
+                    sums[prefix + "mean"] += values.sum(0)
+                else:
+                    sums[prefix + "std"] += (((values - tensors[prefix + "mean"]) ** 2) * present).sum(0)
         return Update({name: total.astype(np.float32) for name, total in sums.items()}, 1.0, {})
 
     def _noised(self, raw: TokenSet, order: Order, tensors: Tensors, terms: RecordTerms) -> Update:
@@ -84,7 +87,7 @@ class TokensTask(Task):
             if order.round == 1:
                 sums.add("present", raw.present[rows])
             for modality, span in TOKENS_OF.items():
-                tokens = np.where(raw.present[rows, span, None], raw.tokens[modality][rows], 0)
+                tokens = np.where(raw.present[rows, span, None], raw.rows(modality, rows), 0)
                 tokens = noised_sums.bounded_tokens(tokens)
                 if order.round > 1:
                     mean = tensors[f"tokens.{modality}.mean"]
