@@ -55,7 +55,7 @@ def test_a_site_and_then_the_coordinator_are_killed_and_the_parts_are_those_of_a
         deployment.await_("the next phase", lambda: reached(4), 300)
         assert deployment.kill(COORDINATOR, SERVER_APP)
         run = deployment.submit(options)
-        assert deployment.wait(run, 400) == "finished:completed", deployment.said(run)
+        assert deployment.wait(run, 1200) == "finished:completed", deployment.said(run)
 
     expected, found = (CheckpointFolder(folder / "checkpoints") for folder in (here, there))
     assert [c.parts for c in expected.verify()] == [c.parts for c in found.verify()]

@@ -42,7 +42,7 @@ def test_ray_opens_the_same_sums(stores: dict[str, Path], here: Path, tmp_path: 
     script = Path(__file__).with_name("secure_ray_run.py")
     listed = json.dumps({site: str(store) for site, store in stores.items()})
     command = [sys.executable, str(script), listed, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert parts(tmp_path) == parts(here)
 
