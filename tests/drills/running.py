@@ -8,10 +8,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
+import pytest
 from places import founded
 
 from pm1_core.errors import PM1Error
@@ -40,17 +42,27 @@ def await_(what: str, condition: Callable[[], bool], seconds: float = 60.0) -> N
 
 
 class Coordinator:
-    """SuperLink, executor, guard and gateway of a new consortium in `folder`."""
+    """SuperLink, executor, guard and gateway of a new consortium in `folder`.
 
-    def __init__(self, folder: Path) -> None:
+    way: makes of the gateway's port the one that sites are told, where something lies between
+    environment: further variables of all services
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        way: Callable[[int], int] = lambda port: port,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.gateway, self.guard, self.superlink, page = free_ports(4)
-        self.consortium: Consortium = founded(folder, self.gateway)
+        self.consortium: Consortium = founded(folder, way(self.gateway))
         self.folder = folder
         self.environment = {
             services.GATEWAY: f"127.0.0.1:{self.gateway}",
             services.GUARD: f"127.0.0.1:{self.guard}",
             services.SUPERLINK: f"127.0.0.1:{self.superlink}",
             services.PAGE: f"127.0.0.1:{page}",
+            **(environment or {}),
         }
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -86,16 +98,20 @@ class Coordinator:
 
     def does(self, name: str) -> bool:
         """Whether a service does its work."""
-        before = {key: os.environ.get(key) for key in self.environment}
-        os.environ.update(self.environment)
-        try:
-            services.health(self.consortium, name)
-        except PM1Error:
-            return False
-        finally:
-            for key, value in before.items():
-                os.environ.pop(key) if value is None else os.environ.update({key: value})
+        with self.addressed():
+            try:
+                services.health(self.consortium, name)
+            except PM1Error:
+                return False
         return True
+
+    @contextmanager
+    def addressed(self) -> Iterator[None]:
+        """In it, what is called in this process finds the services."""
+        with pytest.MonkeyPatch.context() as patch:
+            for name, address in self.environment.items():
+                patch.setenv(name, address)
+            yield
 
     def lines(self, name: str) -> list[str]:
         """Of a log in run/."""
