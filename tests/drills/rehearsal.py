@@ -55,10 +55,8 @@ def small_study(**changes: str) -> Study:
     """Every kind of phase, a round of each."""
     rounds = {f"study__phases__{name}__rounds": "1" for name in ("genotype", "phenotype", "fundus", "fusion")}
     # Nobody is gone on without, so that it ends as if nothing had happened.
-    sites = {
-        f"study__phases__{kind}__min_sites": str(count)
-        for kind, count in zip(KINDS, (2, 2, 2, 2, 3, 3), strict=True)
-    }
+    least = dict(zip(KINDS, ("2", "2", "2", "2", "3", "3"), strict=True))
+    sites = {f"study__phases__{kind}__min_sites": count for kind, count in least.items()}
     waits = {"gather": "300", "timeout": "300"}
     return tiny_study(study__phases__genotype__chromosomes="[22]", **{**rounds, **sites, **waits, **changes})
 

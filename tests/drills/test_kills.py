@@ -21,6 +21,5 @@ def test_a_process_is_killed_in_each_kind_of_phase(
     """A dozen of the kills that `make drills` does."""
     study, definition = small_study(), hospitals["north"].parent.parent / "study.yaml"
     with Working(tmp_path / "working", hospitals, study, definition) as working:
-        for kill in killed(working, plan(number)):
-            print(kill)
+        killed(working, plan(number))
         assert parts(working.checkpoints) == undisturbed(hospitals, study, tmp_path / "undisturbed")

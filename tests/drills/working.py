@@ -68,7 +68,10 @@ class Told:
 
 
 class Working:
-    """stores: site -> prepared store; definition: study.yaml; link: of Link, between all sites and the gateway"""
+    """stores: site -> prepared store; definition: study.yaml; link: of Link, between all sites and the gateway
+
+    resumed: how often a run that had ended was gone on with
+    """
 
     def __init__(
         self,
@@ -143,7 +146,7 @@ class Working:
             )
 
     def kill(self, owner: str, what: str) -> int:
-        """SIGKILL to processes of an owner; how many it hit. After "machine" nothing of it is left to start again."""
+        """SIGKILL to processes of an owner; how many it hit. After "machine" nothing is left to start again."""
         if what == "nginx":  # which writes over its environment, so that it is not found by that
             return self._signal_all([self.coordinator.folder / "run/nginx.pid"], os.kill)
         if what != "machine":
@@ -186,7 +189,7 @@ class Working:
             return ""
 
     def wait(self, seconds: float, look: Callable[[], None] = lambda: None) -> str:
-        """The status with which the study ends; a run that ended otherwise is gone on with, and counted in `resumed`.
+        """The status with which the study ends; a run that ended otherwise is gone on with, see `resumed`.
 
         look: called again and again meanwhile. Raises TimeoutError with the ends of all logs.
         """
