@@ -231,6 +231,23 @@ class AttackNode:
 
 
 @dataclass
+class SearchNode:
+    """Of `pm1-sim search`; the defaults are the paper's space (appendix F.2).
+
+    trials, epochs: at most; reduction_factor: of Hyperband, one in so many goes on
+    learning_rate: from and to, log-uniform; depth: from and to; batch_size, momentum: choices
+    """
+
+    trials: int = 150
+    epochs: int = 81
+    reduction_factor: int = 3
+    learning_rate: list[float] = field(default_factory=lambda: [1e-3, 1e-1])
+    batch_size: list[int] = field(default_factory=lambda: [512, 1024, 2048])
+    depth: list[int] = field(default_factory=lambda: [4, 9])
+    momentum: list[float] = field(default_factory=lambda: [0.8, 0.9, 0.95])
+
+
+@dataclass
 class Study:
     """What every command composes: a study of phases, sizes, strategy, privacy and the site's machine.
 
@@ -287,6 +304,7 @@ class Simulation(Study):
     split_keys: int = 10
     pretrain: PretrainNode = field(default_factory=PretrainNode)
     attack: AttackNode = field(default_factory=AttackNode)
+    search: SearchNode = field(default_factory=SearchNode)
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import re
 import sys
 import warnings
@@ -38,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
         ("run", "make the data, train the study, write runs/NAME/report.html"),
         ("cohort", "only write and prepare the simulated hospitals' files"),
         ("compare", "every phase federated beside pooled beside each site alone, at leisure"),
+        ("search", "hyperparameters of the phenotype auto-encoder by Hyperband"),
         ("attack", "attack what a study gives away, write runs/NAME/attacks.html"),
         ("config", "print the composed configuration"),
     ):
@@ -107,6 +109,12 @@ def _run(options: argparse.Namespace) -> None:
         rows = compare_phases(config, stages)
         print(json.dumps(rows, indent=1) if options.json else _table(rows))
         return
+    if options.command == "search":
+        from simulations.search import search
+
+        found = search(config, stages)
+        print(json.dumps(found, indent=1) if options.json else _trials(found))
+        return
     from simulations.real import require_bounds, verdicts
     from simulations.real_cohort import REAL
     from simulations.run import run
@@ -155,6 +163,15 @@ def _require_bare_resume(config: dict[str, Any], overrides: Sequence[str]) -> No
         raise ConfigError(
             refusal(f"argument {other[0]!r}", "stands beside resume=", "leave it out, or name another run")
         )
+
+
+def _trials(found: dict[str, Any]) -> str:
+    names = ("learning_rate", "batch_size", "depth", "momentum", "epochs", "loss", "state")
+    lines = [" ".join(f"{name:>13}" for name in names)]
+    for row in sorted(found["trials"], key=lambda row: math.inf if row["loss"] is None else row["loss"]):
+        cells = (row[name] for name in names)
+        lines.append(" ".join(f"{c:>13.4g}" if isinstance(c, float) else f"{c!s:>13}" for c in cells))
+    return "\n".join([*lines, "", "the best one: " + " ".join(found["overrides"])])
 
 
 def _table(rows: list[dict[str, object]]) -> str:

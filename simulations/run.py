@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,9 +29,11 @@ from simulations.assessment import assess
 from simulations.grid import run_in_process, run_on_ray
 from simulations.progress import Stages
 from simulations.report import write_report
+from simulations.request import Request
 from simulations.workspace import Workspace, members_of, simulated
 
 ENGINES = ("in_process", "ray")
+REQUEST = Request("request.json", apart=("resume", "runs", "attack", "search"))
 
 
 def run(config: dict[str, Any], stages: Stages) -> Path:
@@ -43,7 +44,7 @@ def run(config: dict[str, Any], stages: Stages) -> Path:
     """
     began = time.time()
     folder = run_folder(config)
-    config = _settled(config, folder)
+    config = REQUEST.settled(config, folder)
     require_choice("key 'engine'", config["engine"], ENGINES, ConfigError)
     if config["site"]["threads"]:
         torch.set_num_threads(config["site"]["threads"])
@@ -51,7 +52,7 @@ def run(config: dict[str, Any], stages: Stages) -> Path:
         build_study(config)  # what is wrong with it is said before anything is written
     folder.mkdir(parents=True, exist_ok=True)  # a folder that cannot be written to is said before the work
     workspace = simulated(config, stages)
-    _remember(config, folder)
+    REQUEST.remember(config, folder)
     config = with_public(config, workspace)
     atomic.write_text(folder / "config.yaml", compose.to_yaml(config))
     study = build_study(config)
@@ -77,7 +78,7 @@ def finished(config: dict[str, Any], stages: Stages) -> tuple[Path, Study, Works
     folder = run_folder(config)
     if not (folder / "assessed.json").exists():
         raise ConfigError(refusal(f"run {folder}", "it is not finished", "finish it with pm1-sim run first"))
-    config = _settled({**config, "resume": folder.name}, folder)
+    config = REQUEST.settled({**config, "resume": folder.name}, folder)
     workspace = simulated(config, stages)
     return folder, build_study(with_public(config, workspace)), workspace
 
@@ -128,44 +129,3 @@ def federate(
                 run_in_process(coordinate, sites, workers)
     registry = Registry(folder)
     registry.verify(Trust.load(public_file(key)), registry.origin_trust(Trust.load(public_file(key))))
-
-
-def _settled(config: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The configuration to go on with: the run's own when it is resumed, else the given one."""
-    request = _request(folder)
-    if config["resume"]:
-        if request is None:
-            raise ConfigError(
-                refusal("key 'resume'", f"found no run at {folder}", f"choose from {_names(folder.parent)}")
-            )
-        return {**request, "resume": config["resume"], "runs": config["runs"]}
-    if request is not None and request != _without_paths(config):
-        raise ConfigError(
-            refusal(
-                f"run {folder}",
-                "it was started with another configuration",
-                "choose another one with name=..., or remove the folder",
-            )
-        )
-    return config
-
-
-def _request(folder: Path) -> dict[str, Any] | None:
-    """What the run in `folder` was asked for, if there is one."""
-    marker = folder / "request.json"
-    content: dict[str, Any] | None = atomic.read_json(marker) if marker.exists() else None
-    return content
-
-
-def _remember(config: Mapping[str, Any], folder: Path) -> None:
-    # Not sorted: phases run in the order in which they are written.
-    atomic.write_text(folder / "request.json", json.dumps(_without_paths(config), indent=1) + "\n")
-
-
-def _without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if key not in ("resume", "runs", "attack")}
-
-
-def _names(runs: Path) -> str:
-    found = sorted(path.parent.name for path in runs.glob("*/request.json"))
-    return ", ".join(found) or f"nothing: {runs} is empty"
