@@ -8,7 +8,7 @@ STAMP := $(VENV)/installed
 export FLWR_TELEMETRY_ENABLED := 0
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help simulate simulate-real test test-slow bench check format clean
+.PHONY: help simulate simulate-real test test-slow drills bench check format clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -34,6 +34,9 @@ test: $(STAMP)  ## the test suite, some ten minutes on two cores
 
 test-slow: $(STAMP)  ## tests of minutes: real deployments, Ray, kills, one at a time; CI runs them too
 	@$(BIN)/python -m pytest -m slow
+
+drills: $(STAMP)  ## a consortium killed, cut off and narrowed in every way, two hours; writes docs/reliability.md
+	@PYTHONPATH=tests $(BIN)/python -m drills
 
 bench: $(STAMP)  ## ratios against named peers, an hour; writes bench/results.json and docs/benchmarks.md
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation \

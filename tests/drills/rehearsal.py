@@ -101,3 +101,25 @@ def killed(working: Working, kills: Mapping[str, tuple[str, str]], seconds: floa
     assert ended == "finished:completed", ended
     assert not pending, f"no occasion to kill {pending}"
     return done
+
+
+def pulled(working: Working, seconds: float) -> str:
+    """Submit the study, pull the cable in its phenotype phase for `seconds`, and see it end; why a run ended."""
+    cut: list[float] = []
+    why = [""]
+
+    def look() -> None:
+        told = working.told()
+        if not cut and told.phase == "phenotype" and told.waiting:
+            working.link.cut()
+            cut.append(time.monotonic())
+        if cut and why[0] == "":
+            why[0] = told.why
+        if cut and time.monotonic() - cut[0] > seconds:
+            working.link.mend()
+
+    working.submit()
+    ended = working.wait(seconds + 1200, look)
+    assert ended == "finished:completed", ended
+    assert why[0], "the run did not end while the cable was pulled"
+    return why[0]

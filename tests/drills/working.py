@@ -59,12 +59,13 @@ _MARKS: dict[str, Callable[[list[str]], bool]] = {
 
 @dataclass(frozen=True)
 class Told:
-    """What a run says of itself: phase and round, sites that have yet to answer, and checkpoints that there are."""
+    """What a run says of itself: phase and round, sites that have yet to answer, checkpoints, and why it ended."""
 
     phase: str
     round: int
     waiting: tuple[str, ...]
     checkpoints: int
+    why: str
 
 
 class Working:
@@ -215,7 +216,8 @@ class Working:
         file = self.run_folder / "status.json"
         facts = json.loads(file.read_text()) if file.exists() else {}
         count = len(list((self.run_folder / "checkpoints").glob("[0-9]*.json")))
-        return Told(facts.get("phase", ""), facts.get("round", 0), tuple(facts.get("waiting", ())), count)
+        waiting = tuple(facts.get("waiting", ()))
+        return Told(facts.get("phase", ""), facts.get("round", 0), waiting, count, facts.get("why", ""))
 
     @property
     def run_folder(self) -> Path:
