@@ -83,7 +83,7 @@ def killed(working: Working, kills: Mapping[str, tuple[str, str]], seconds: floa
         told = working.told()
         for kind, owner, what, when, count in list(open_):
             if told.checkpoints > count:
-                done.append(Kill(kind, owner, what, time.monotonic() - when))
+                done.append(Kill(kind, owner, what, round(time.monotonic() - when, 1)))
                 open_.remove((kind, owner, what, when, count))
         kind = told.phase.partition(".")[0]
         if kind not in pending or SITE not in told.waiting or open_:
