@@ -28,9 +28,10 @@ for _room in ("", "federation", "doors", "drills", "deployment"):
     sys.path.insert(0, str(_TESTS / _room))
 os.environ |= {"FLWR_TELEMETRY_ENABLED": "0", "OMP_NUM_THREADS": "1"}
 
+from alike import prepared_sites  # noqa: E402
 from hospitals import prepare_hospitals  # noqa: E402
 from jinja2 import Environment, FileSystemLoader, StrictUndefined  # noqa: E402
-from rehearsal import KINDS, TARGETS, killed, parts, plan, pulled, small_study, undisturbed  # noqa: E402
+from rehearsal import KINDS, TARGETS, killed, parts, plan, pulled, secure_study, small_study, undisturbed  # noqa: E402
 from working import Working  # noqa: E402
 
 from bench.report import machine  # noqa: E402
@@ -95,6 +96,7 @@ def write_page() -> None:
         "held": sum(one["held"] for one in killing.values()),
         "resumed": sum(one.get("resumed", 0) for one in killing.values()),
         "failures": [(name, one["why"]) for name, one in killing.items() if not one["held"]],
+        "secure": results.get("whole.secure"),
         "lines": [(_words(bad), results[name]) for name, bad in _LINES.items() if name in results],
         "cable": results.get("line.cable"),
         "machine": newest["machine"],
@@ -126,7 +128,8 @@ def _range(values: list[float]) -> str:
 
 def _drills() -> dict[str, Callable[[Mapping[str, Path], Path], dict[str, Any]]]:
     kills = {f"kills.{number}": partial(_kills, number) for number in range(len(TARGETS))}
-    return {**kills, **{name: partial(_line, bad) for name, bad in _LINES.items()}, "line.cable": _cable}
+    lines = {name: partial(_line, bad) for name, bad in _LINES.items()}
+    return {"whole.secure": _secure, **kills, **lines, "line.cable": _cable}
 
 
 def _done(drill: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -144,6 +147,13 @@ def _kills(number: int, stores: Mapping[str, Path], folder: Path) -> dict[str, A
     with _working(stores, folder, small_study()) as working:
         found = killed(working, plan(number))
         return {"kills": [asdict(kill) for kill in found], **_ended(working, stores, folder)}
+
+
+def _secure(_: Mapping[str, Path], folder: Path) -> dict[str, Any]:
+    stores = prepared_sites(folder)
+    with _working(stores, folder, secure_study()) as working:
+        killed(working, {})
+        return _ended(working, stores, folder)
 
 
 def _line(bad: Mapping[str, float], stores: Mapping[str, Path], folder: Path) -> dict[str, Any]:

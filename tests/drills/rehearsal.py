@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from studies import coordinate, site_paths, tiny_study
@@ -61,9 +61,16 @@ def small_study(**changes: str) -> Study:
     return tiny_study(study__phases__genotype__chromosomes="[22]", **{**rounds, **sites, **waits, **changes})
 
 
+def secure_study() -> Study:
+    """The same in secure sums of three sites, which have every modality (alike.py)."""
+    sites = {f"study__phases__{kind}__min_sites": "3" for kind in KINDS}
+    return replace(small_study(**sites, timeout="600"), secure={"bits": 32, "range": 8.0, "threshold": 0.67})
+
+
 def undisturbed(stores: Mapping[str, Path], study: Study, folder: Path) -> list[object]:
     """Parts of every checkpoint of a study in one process."""
-    run_in_process(coordinate(study, dict(stores), folder), site_paths(dict(stores), folder))
+    sites = site_paths(dict(stores), folder, secure=bool(study.secure))
+    run_in_process(coordinate(study, dict(stores), folder), sites)
     return parts(CheckpointFolder(folder / "checkpoints"))
 
 

@@ -33,9 +33,11 @@ from places import joined
 from processes import Family, Process
 from running import Coordinator, free_ports
 
+from client.enrol import install
 from client.folder import DOOR, RUNTIME, TICKETS
 from client.services import approvals
 from pm1_core.checkpoint import CheckpointFolder
+from pm1_core.enrolment import Kit
 from pm1_core.errors import FederationError
 from server import submission
 from server.study import Study
@@ -100,7 +102,9 @@ class Working:
         self.places = {
             site: joined(self.consortium, folder / site, site, store) for site, store in stores.items()
         }
-        for place in self.places.values():
+        for site, place in self.places.items():
+            kit = self.consortium.kit(site)  # again: by now it has the keys of all sites, for secure sums
+            install(place, Kit.from_json(kit.read_text(), kit))
             place.file("policy.yaml").write_text("min_people: 1\n")  # a tenth of 24 people
         self._ports = {site: self._own_ports() for site in stores}
 
