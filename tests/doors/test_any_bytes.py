@@ -12,18 +12,18 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+from any_call import calls
 from flwr.app import Error, Message, RecordDict
 from flwr.app.message import make_message
 from flwr.app.metadata import Metadata
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pretend import NODE, RUN, Coordinator, Site, numbers, order
+from pretend import RUN, Coordinator, Site, numbers, order
 
 from client.counter import Counter
 from client.tickets import METHODS, SERVICE, server
 from pm1_core.errors import FederationError, InputError, PM1Error, PrivacyError
 from pm1_core.proposal import Proposal
-from strategies import fleet
 
 _JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=70),
@@ -47,34 +47,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
     return made
 
 
-@st.composite
-def _calls(draw: st.DrawFn) -> tuple[str, bytes]:
-    """Bytes that are sometimes close to a call."""
-    call = draw(st.sampled_from(sorted(fleet.CALLS.values(), key=lambda call: call.name)))
-    message = call.request()
-    for name, of in message.DESCRIPTOR.fields_by_name.items():
-        if name == "node" and draw(st.booleans()):
-            message.node.node_id = draw(st.sampled_from([NODE, 0, 1]))
-        elif name in ("node_id", "run_id") and draw(st.booleans()):
-            setattr(message, name, draw(st.sampled_from([NODE, RUN, 0])))
-        elif of.type == of.TYPE_STRING and not of.is_repeated and draw(st.booleans()):
-            setattr(message, name, draw(st.text(max_size=70)))
-        elif of.type == of.TYPE_BYTES and draw(st.booleans()):
-            setattr(message, name, draw(st.binary(max_size=70)))
-        elif name == "messages_list" and draw(st.booleans()):
-            given = message.messages_list.add().metadata
-            given.run_id = RUN
-            given.reply_to_message_id = draw(st.text(max_size=70))
-            given.ttl = draw(st.floats())
-            message.message_object_trees.add().object_id = draw(st.text(max_size=70))
-    body = message.SerializeToString(deterministic=True)
-    return call.name, draw(
-        st.sampled_from([body, body + draw(st.binary(max_size=8)), draw(st.binary(max_size=80))])
-    )
-
-
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(_calls())
+@given(calls())
 def test_any_bytes_of_a_call_are_a_refusal_or_an_allowed_call(site: Site, sent: tuple[str, bytes]) -> None:
     """Nothing leaves: no answer, no object."""
     name, body = sent
