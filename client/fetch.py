@@ -58,8 +58,8 @@ class Library:
             return []
         try:
             found = httpx.Response(200, content=answer).json()["checkpoints"]
-            return [{"hash": str(one["hash"]), **one} for one in found]
-        except (ValueError, KeyError, TypeError):
+            return [{**one, "hash": str(one["hash"]), "bytes": int(one.get("bytes") or 0)} for one in found]
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             raise FederationError(
                 refusal("index of checkpoints", "it is damaged", "ask the coordinator")
             ) from None
@@ -85,7 +85,7 @@ class Library:
             raise CheckpointError(refusal("checkpoint", "it is another one", "ask the coordinator"))
         objects = out / "objects"
         objects.mkdir(parents=True, exist_ok=True)
-        done, whole = 0, int(found[0].get("bytes") or 0)
+        done, whole = 0, found[0]["bytes"]
         for digest in sorted({digest for held in checkpoint.parts.values() for digest in held}):
             if not _SHA256.fullmatch(digest):
                 raise CheckpointError(refusal("checkpoint", "an object has no hash", "ask the coordinator"))

@@ -162,11 +162,12 @@ class Checkpoint:
             parts = {part: tuple(digests) for part, digests in content.pop("parts").items()}
             content["trained"] = tuple(content["trained"])
             checkpoint = Checkpoint(**content, parts=parts)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            own = checkpoint.hash
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(
                 refusal(where, f"cannot be read ({error})", "restore it from a copy")
             ) from None
-        if checkpoint.hash != stated:
+        if own != stated:
             raise CheckpointError(
                 refusal(where, "its hash does not match its content", "restore it from a copy")
             )

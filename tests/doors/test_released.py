@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from lineages import Run, command, promote, whole_run
+from mutations import mutated
 
 from client.fetch import PATH, Library
 from pm1_core.checkpoint import CheckpointFolder
-from pm1_core.errors import CheckpointError, FederationError, InputError
+from pm1_core.errors import CheckpointError, FederationError, InputError, PM1Error
 from pm1_core.objects import ObjectStore
 from pm1_core.signing import Signer, Trust, public_file
 from server.consortium import Consortium
@@ -23,6 +29,7 @@ class Gateway:
         self.public = public
         self.asked: list[str] = []
         self.breaks_at = ""
+        self.changed: dict[str, bytes] = {}
 
     def library(self, trust: Trust) -> Library:
         client = httpx.Client(transport=httpx.MockTransport(self._answer), base_url="https://gateway")
@@ -36,7 +43,7 @@ class Gateway:
         file = self.public / "checkpoints" / name
         if not file.is_file():
             return httpx.Response(404)
-        return httpx.Response(200, stream=httpx.ByteStream(file.read_bytes()))
+        return httpx.Response(200, stream=httpx.ByteStream(self.changed.get(name, file.read_bytes())))
 
 
 @pytest.fixture
@@ -122,3 +129,29 @@ def test_a_name_that_nothing_has_is_refused_with_those_there_are(
 ) -> None:
     with pytest.raises(InputError, match=f"released: {run.checkpoints.load(5).hash[:16]}"):
         gateway.library(run.trust).fetch("ffff", tmp_path / "out")
+
+
+@given(data=st.data())
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_the_gateway_answers_is_a_sentence_and_stays_in_its_folder(
+    run: Run, gateway: Gateway, tmp_path: Path, data: st.DataObject
+) -> None:
+    """Index, manifest or an object, changed on the way."""
+    public = gateway.public / "checkpoints"
+    name = data.draw(st.sampled_from(sorted(str(file.relative_to(public)) for file in _files(public))))
+    changed = (
+        mutated((public / name).read_bytes(), data) if name.endswith(".json") else data.draw(st.binary())
+    )
+    gateway.changed = {name: changed}
+    before, out = set(_files(tmp_path)), tmp_path / "out"
+    with suppress(PM1Error):
+        assert gateway.library(run.trust).fetch("", out) == run.checkpoints.load(5)
+    for file in set(_files(tmp_path)) - before:
+        assert file.parent in (out, out / "objects")
+        if file.suffix == ".safetensors":
+            assert hashlib.sha256(file.read_bytes()).hexdigest() == file.stem
+    shutil.rmtree(out, ignore_errors=True)
+
+
+def _files(folder: Path) -> list[Path]:
+    return [file for file in folder.rglob("*") if file.is_file()]

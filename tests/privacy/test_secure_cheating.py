@@ -11,6 +11,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from mutations import mutated
 from secure_sites import Sum, keys, signer, sum_of, terms
 
 from pm1_core.errors import ConfigError, PM1Error, PrivacyError
@@ -348,34 +349,6 @@ def finished() -> tuple[Sum, dict[str, bytes]]:
     return round_, held
 
 
-def _mutated(message: bytes, data: st.DataObject) -> bytes:
-    """Bits flipped, a piece cut out or put in, a piece of JSON exchanged, or something else altogether."""
-    kind = data.draw(st.sampled_from(["flip", "cut", "insert", "value", "any"]))
-    place = data.draw(st.integers(0, max(0, len(message) - 1)))
-    if kind == "flip":
-        out = bytearray(message)
-        out[place] ^= 1 << data.draw(st.integers(0, 7))
-        return bytes(out)
-    if kind == "cut":
-        return message[:place] + message[place + data.draw(st.integers(1, 40)) :]
-    if kind == "insert":
-        return message[:place] + data.draw(st.binary(min_size=1, max_size=8)) + message[place:]
-    if kind == "any":
-        return data.draw(st.binary(max_size=60) | st.just(b"[" * 100_000))
-    content = json.loads(message)
-    where = content
-    while True:
-        key = data.draw(st.sampled_from(sorted(where) if isinstance(where, dict) else range(len(where))))
-        if not isinstance(where[key], dict | list) or not where[key] or data.draw(st.booleans()):
-            break
-        where = where[key]
-    scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=70)
-    where[key] = data.draw(
-        scalars | st.lists(scalars, max_size=2) | st.dictionaries(st.text(max_size=6), scalars)
-    )
-    return json.dumps(content).encode()
-
-
 @pytest.mark.parametrize("stage", STAGES)
 @_FLIPPED
 @given(data=st.data())
@@ -383,7 +356,7 @@ def test_whatever_a_coordinator_sends_is_refused_or_means_the_same(
     stage: str, finished: tuple[Sum, dict[str, bytes]], data: st.DataObject
 ):
     whole, held = finished
-    message = _mutated(whole.requests[stage]["site00"], data)
+    message = mutated(whole.requests[stage]["site00"], data)
     try:
         if stage == "advertise":
             Member.create(Terms.from_bytes(message), "site00", signer("site00"), keys(4))
@@ -412,7 +385,7 @@ def test_whatever_a_site_answers_is_refused_or_changes_nothing(
     stage: str, finished: tuple[Sum, dict[str, bytes]], data: st.DataObject
 ):
     whole, _ = finished
-    message = _mutated(whole.answers[stage]["site01"], data)
+    message = mutated(whole.answers[stage]["site01"], data)
     collector = Collector(whole.terms)
     for now in STAGES[: STAGES.index(stage)]:
         for site, answer in whole.answers[now].items():
