@@ -79,7 +79,7 @@ class Policy:
             content = yaml.safe_load(path.read_text())
         except FileNotFoundError:
             raise ConfigError(refusal(path, "found no policy", "write one: pm1-site init does")) from None
-        except (OSError, ValueError, yaml.YAMLError) as error:
+        except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
             raise ConfigError(refusal(path, f"cannot be read ({error})", "write YAML")) from None
         return Policy.of(path, content)
 

@@ -60,7 +60,7 @@ class Statements:
         try:
             entries = {str(name): int(size) for name, size in json.loads(str(facts["entries"])).items()}
             attempt = int(str(facts["attempt"]))
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             raise FederationError(refusal("statement", "it cannot be read", remedy)) from None
         if len(entries) > _MOST_ENTRIES or not 0 <= attempt < 2**40:
             raise FederationError(refusal("statement", f"{len(entries)} entries, attempt {attempt}", remedy))

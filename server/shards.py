@@ -84,7 +84,7 @@ def entries(file: Path) -> list[Entry]:
                 for name, tensor in header.items()
                 if name != "__metadata__"
             ]
-        except (struct.error, ValueError, KeyError, TypeError, AttributeError):
+        except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise CheckpointError(
                 refusal(file, "found no safetensors file", "restore it from a copy")
             ) from None

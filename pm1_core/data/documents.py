@@ -73,7 +73,7 @@ def read_yaml(path: Path) -> Any:
         mark = problem.problem_mark
         where = f"{path}, line {mark.line + 1}" if mark else str(path)
         raise ManifestError(refusal(where, f"found {problem.problem}", "correct the YAML")) from None
-    except yaml.YAMLError as problem:
+    except (yaml.YAMLError, RecursionError) as problem:
         raise ManifestError(refusal(path, f"found {problem}", "correct the YAML")) from None
 
 

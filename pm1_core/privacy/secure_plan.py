@@ -210,7 +210,7 @@ class Plan:
             _whole(plan.attempt), _whole(plan.words)
             if not all(math.isfinite(w) and w > 0 for by_site in weights.values() for w in by_site.values()):
                 raise ValueError("a weight is not above 0")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             remedy = "run the same version at both ends"
             raise PrivacyError(refusal("secure sum, plan", f"cannot be read ({error})", remedy)) from None
         return plan
