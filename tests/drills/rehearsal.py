@@ -79,7 +79,7 @@ def parts(checkpoints: CheckpointFolder) -> list[object]:
     return [one.parts for one in checkpoints.verify()]
 
 
-def killed(working: Working, kills: Mapping[str, tuple[str, str]], seconds: float = 1200) -> Sequence[Kill]:
+def killed(working: Working, kills: Mapping[str, tuple[str, str]], seconds: float = 2400) -> Sequence[Kill]:
     """Submit the study and kill as planned, each as soon as the site works on a phase of its kind.
 
     Raises TimeoutError if the study does not end, and AssertionError if a kill had no occasion.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from rehearsal import killed, parts, plan, pulled, small_study, undisturbed
+from rehearsal import killed, parts, plan, small_study, undisturbed
 from working import Working
 
 pytestmark = [
@@ -22,19 +22,4 @@ def test_a_process_is_killed_in_each_kind_of_phase(
     study, definition = small_study(), hospitals["north"].parent.parent / "study.yaml"
     with Working(tmp_path / "working", hospitals, study, definition) as working:
         killed(working, plan(number))
-        assert parts(working.checkpoints) == undisturbed(hospitals, study, tmp_path / "undisturbed")
-
-
-def test_a_narrow_slow_line_that_breaks_and_a_cable_that_is_pulled_change_nothing(
-    hospitals: dict[str, Path], tmp_path: Path
-) -> None:
-    """Pulled for longer than the study waits: it ends with a sentence, and is gone on with."""
-    study, definition = (
-        small_study(timeout="20", gather="20"),
-        hospitals["north"].parent.parent / "study.yaml",
-    )
-    line = {"delay": 0.1, "rate": 2e6, "resets": 0.01}
-    with Working(tmp_path / "working", hospitals, study, definition, line) as working:
-        sentence = pulled(working, 40)
-        assert "sites" in sentence
         assert parts(working.checkpoints) == undisturbed(hospitals, study, tmp_path / "undisturbed")
