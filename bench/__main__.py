@@ -15,6 +15,7 @@ MEASURES = (
     ("unpacking",),
     ("preparation",),
     ("token_loader",),
+    ("part_steps",),
     ("simulation", "logistic"),
     ("simulation", "many"),
     ("encodings",),

@@ -33,4 +33,5 @@ _NAMES = (
     "unpacking",
     "preparation",
     "token_loader",
+    "part_steps",
 )
