@@ -207,7 +207,7 @@ def _plain(pair: Pair, optimiser: torch.optim.Optimizer) -> float:
     for _ in range(STEPS):
         optimiser.zero_grad(set_to_none=True)
         loss = pair.plain_loss()
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(pair.plain.parameters(), CLIP)
         optimiser.step()
         loss.item()

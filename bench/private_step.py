@@ -10,6 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def fusion(size: str) -> dict[str, Step]:
         if counts is None:
             return _plain(model, lambda: fusion_losses(model, tokens, present, objective, draws).total)
         shares = tuple(int(count) for count in counts)
-        losses = lambda: group_losses(model, tokens, present, objective, draws, shares)  # noqa: E731
+        losses = partial(group_losses, model, tokens, present, objective, draws, shares)
         return _ours(model, losses, Rows(len(shares), shares))
 
     even = np.full(people // GROUP, GROUP)
@@ -111,7 +112,7 @@ def _plain(model: nn.Module, loss: Callable[[], Tensor]) -> Step:
 
     def step() -> None:
         optimiser.zero_grad(set_to_none=True)
-        loss().backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss())
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         optimiser.step()
 

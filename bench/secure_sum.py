@@ -44,8 +44,8 @@ def beside_flower(sites: tuple[int, ...] = (5, 10)) -> dict[str, Any]:
     update = [generator.normal(size=PARAMETERS // TENSORS).astype(np.float32) * 0.1 for _ in range(TENSORS)]
     found: dict[str, Any] = {}
     for count in sites:
-        theirs = _best(lambda: _flower_client(update, count))  # noqa: B023 - called at once
-        ours = {bits: _best(lambda: _our_client(update, count, bits)) for bits in (32, 16)}  # noqa: B023
+        theirs = _best(_flower_client, update, count)
+        ours = {bits: _best(_our_client, update, count, bits) for bits in (32, 16)}
         found[str(count)] = {
             "seconds": {"flower": theirs[0], **{f"{bits} bits": ours[bits][0] for bits in ours}},
             "bytes": {"flower": theirs[1], **{f"{bits} bits": ours[bits][1] for bits in ours}},
@@ -56,8 +56,8 @@ def beside_flower(sites: tuple[int, ...] = (5, 10)) -> dict[str, Any]:
     return {"parameters": PARAMETERS, "sites": found}
 
 
-def _best(measure: Callable[[], tuple[float, int]]) -> tuple[float, int]:
-    return min(measure() for _ in range(BEST_OF))
+def _best(measure: Callable[..., tuple[float, int]], *given: Any) -> tuple[float, int]:
+    return min(measure(*given) for _ in range(BEST_OF))
 
 
 def _flower_client(update: list[np.ndarray], count: int) -> tuple[float, int]:
@@ -78,20 +78,20 @@ def _flower_client(update: list[np.ndarray], count: int) -> tuple[float, int]:
     parameters = ndarrays_to_parameters(update)
     for node, state in enumerate(states):
         state.nid = node
-        took, said = _timed(lambda: _setup(state, dict(setup)))  # noqa: B023
+        took, said = _timed(_setup, state, dict(setup))
         seconds += took * (node == 0)
         keys[str(node)] = (said[Key.PUBLIC_KEY_1], said[Key.PUBLIC_KEY_2])
     for node, state in enumerate(states):
-        took, said = _timed(lambda: _share_keys(state, dict(keys)))  # noqa: B023
+        took, said = _timed(_share_keys, state, dict(keys))
         seconds += took * (node == 0)
         places = [place for place, other in enumerate(said[Key.DESTINATION_LIST]) if other == 0]
         boxes += [(node, said[Key.CIPHERTEXT_LIST][place]) for place in places]
     given = {Key.CIPHERTEXT_LIST: [box for _, box in boxes], Key.SOURCE_LIST: [node for node, _ in boxes]}
-    took, said = _timed(lambda: _collect_masked_vectors(states[0], given, 900, parameters))
+    took, said = _timed(_collect_masked_vectors, states[0], given, 900, parameters)
     seconds += took
     sent = sum(len(array) for array in said[Key.MASKED_PARAMETERS])
     active = {Key.ACTIVE_NODE_ID_LIST: list(range(count - 1)), Key.DEAD_NODE_ID_LIST: [count - 1]}
-    took, _ = _timed(lambda: _unmask(states[0], active))
+    took, _ = _timed(_unmask, states[0], active)
     return seconds + took, sent
 
 
@@ -112,9 +112,9 @@ def _our_client(update: list[np.ndarray], count: int, bits: int) -> tuple[float,
     return round_.seconds["site00"], sum(map(len, payload))
 
 
-def _timed(call: Callable[[], Any]) -> tuple[float, Any]:
+def _timed(call: Callable[..., Any], *given: Any) -> tuple[float, Any]:
     start = time.perf_counter()
-    found = call()
+    found = call(*given)
     return time.perf_counter() - start, found
 
 
@@ -173,14 +173,14 @@ def paper() -> dict[str, Any]:
     def give(member: Member) -> None:
         nonlocal encode, mask
         for offset, tensor in _tensors(base, 0):
-            took, words = _timed(lambda: round_.fixed.encode(tensor, round_.weight))  # noqa: B023
+            took, words = _timed(round_.fixed.encode, tensor, round_.weight)
             encode += took
-            took, _ = _timed(lambda: member.mask(words, offset))  # noqa: B023
+            took, _ = _timed(member.mask, words, offset)
             mask += took
 
     round_.run({"site00": give})
     words = np.zeros(PAPER_TENSOR, np.uint32)
-    took, _ = _timed(lambda: round_.collector.unmask(words, 0))
+    took, _ = _timed(round_.collector.unmask, words, 0)
     unmask = took * PAPER / words.size
     add = measured["seconds"]["coordinator adds"] / (MEASURED_SITES - 1) * (PAPER_SITES - 1)
     site = round_.seconds["site00"]
@@ -208,16 +208,16 @@ def _whole_round(count: int) -> dict[str, Any]:
 
     def give(member: Member) -> None:
         for offset, tensor in _tensors(base, int(member.site[4:])):
-            took, words = _timed(lambda: round_.fixed.encode(tensor, round_.weight))  # noqa: B023
+            took, words = _timed(round_.fixed.encode, tensor, round_.weight)
             add("site encodes", took)
-            add("site masks", _timed(lambda: member.mask(words, offset))[0])  # noqa: B023
+            add("site masks", _timed(member.mask, words, offset)[0])
             part = total[offset : offset + words.size]
-            add("coordinator adds", _timed(lambda: np.add(part, words, out=part))[0])  # noqa: B023
+            add("coordinator adds", _timed(np.add, part, words, part)[0])
 
     round_.run(dict.fromkeys(round_.names[:-1], give))
     unmask = 0.0
     for offset in range(0, PAPER, PAPER_TENSOR):
-        unmask += _timed(lambda: round_.collector.unmask(total[offset : offset + PAPER_TENSOR], offset))[0]  # noqa: B023
+        unmask += _timed(round_.collector.unmask, total[offset : offset + PAPER_TENSOR], offset)[0]
     for site in range(count - 1):
         for offset, tensor in _tensors(base, site):
             total[offset : offset + tensor.size] -= round_.fixed.encode(tensor, round_.weight)

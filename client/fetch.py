@@ -13,6 +13,7 @@ import hashlib
 import re
 import ssl
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,12 +87,16 @@ class Library:
         objects = out / "objects"
         objects.mkdir(parents=True, exist_ok=True)
         done, whole = 0, found[0]["bytes"]
+
+        def tell(before: int, size: int) -> None:
+            progress(before + size, whole)
+
         for digest in sorted({digest for held in checkpoint.parts.values() for digest in held}):
             if not _SHA256.fullmatch(digest):
                 raise CheckpointError(refusal("checkpoint", "an object has no hash", "ask the coordinator"))
             file = objects / f"{digest}.safetensors"
             if not file.exists():
-                self._fetch(digest, file, lambda n, before=done: progress(before + n, whole))  # type: ignore[misc]
+                self._fetch(digest, file, partial(tell, done))
             done += file.stat().st_size
             progress(done, whole)
         atomic.write_text(out / "checkpoint.json", text)

@@ -48,7 +48,7 @@ def normal(rng: np.random.Generator, size: int) -> np.ndarray:
     return rng.normal(size=size).astype(np.float32)
 
 
-def require_same_bytes(one: Tensors, other: Tensors, names: Sequence[str] | None = None) -> None:
+def assert_same_bytes(one: Tensors, other: Tensors, names: Sequence[str] | None = None) -> None:
     """Assert that tensors are equal to the byte."""
     assert sorted(one) == sorted(other)
     for name in names or one:

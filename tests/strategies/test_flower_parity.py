@@ -40,7 +40,7 @@ def by_flower(rule: flower.FedAvg, updates: dict[str, Update], number: int) -> d
     return {name: array.numpy() for name, array in arrays.items()}
 
 
-def require_close(ours: Tensors, theirs: Tensors) -> None:
+def assert_close(ours: Tensors, theirs: Tensors) -> None:
     for name, array in theirs.items():
         np.testing.assert_allclose(ours[name], array, atol=1e-6, err_msg=name)
 
@@ -74,9 +74,7 @@ def test_rules_that_remember_nothing_give_the_numbers_of_flower(
     rng = np.random.default_rng(1)
     for number in range(2):
         updates = drawn(rng, start(number), equal=equal)
-        require_close(
-            fold(build(options), start(number), Gathered(updates)), by_flower(rule, updates, number)
-        )
+        assert_close(fold(build(options), start(number), Gathered(updates)), by_flower(rule, updates, number))
 
 
 @pytest.mark.parametrize("sites", [7, 11])
@@ -97,7 +95,7 @@ def test_bulyan_is_flowers_but_for_how_krum_takes_sites_out(sites: int) -> None:
     for number in range(2):
         updates = drawn(rng, start(), sites)
         ours = fold(build({"name": "bulyan", "malicious": malicious}), start(), Gathered(updates))
-        require_close(ours, by_flower(rule, updates, number))
+        assert_close(ours, by_flower(rule, updates, number))
 
 
 def record(model: Tensors) -> ArrayRecord:
@@ -113,7 +111,7 @@ def test_momentum_is_flowers_over_rounds() -> None:
     for number in range(1, ROUNDS + 1):
         updates = drawn(rng, start())
         tensors = fold(strategy, tensors, Gathered(updates), number)
-        require_close(tensors, by_flower(rule, updates, number))
+        assert_close(tensors, by_flower(rule, updates, number))
 
 
 @pytest.mark.parametrize(
@@ -138,7 +136,7 @@ def test_fedopt_is_flowers_over_rounds_from_the_second_moment_that_flower_begins
         updates = drawn(rng, model)
         rule.current_arrays = model
         tensors = fold(strategy, tensors, Gathered(updates), number)
-        require_close(tensors, by_flower(rule, updates, number))
+        assert_close(tensors, by_flower(rule, updates, number))
 
 
 def test_flowers_fedadam_differs_by_the_bias_correction_one_round_ahead() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from folded import EVERY, ROBUST, WEIGHTED, around, drawn, fold, require_same_bytes
+from folded import EVERY, ROBUST, WEIGHTED, around, assert_same_bytes, drawn, fold
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,7 +21,7 @@ few = settings(max_examples=20, deadline=None)
 def test_the_order_of_arrival_changes_no_byte(name: str, seed: int, arrival: list[int]) -> None:
     strategy, previous, updates = drawn(name, seed)
     shuffled = {f"site{i}": updates[f"site{i}"] for i in arrival}
-    require_same_bytes(
+    assert_same_bytes(
         fold(strategy, previous, Gathered(updates)), fold(strategy, previous, Gathered(shuffled))
     )
 
@@ -36,7 +36,7 @@ def test_weights_scale_out(name: str, seed: int, factor: float) -> None:
     for tensor, array in once.items():
         np.testing.assert_allclose(scaled[tensor], array, rtol=1e-7, atol=1e-7)
     doubled = fold(strategy, previous, Gathered(updates, lambda update, _: 2 * update.weight))
-    require_same_bytes(doubled, once)
+    assert_same_bytes(doubled, once)
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -47,7 +47,7 @@ def test_a_site_of_zero_weight_changes_no_byte(name: str, seed: int) -> None:
     idle = Update(around(np.random.default_rng(seed + 1), previous).tensors, 0.0)
     without = Gathered(updates, absent={"away": 30.0})
     joined = Gathered({**updates, "late": idle}, absent={"away": 30.0})
-    require_same_bytes(fold(strategy, previous, joined), fold(strategy, previous, without))
+    assert_same_bytes(fold(strategy, previous, joined), fold(strategy, previous, without))
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -61,7 +61,7 @@ def test_permuting_coordinates_commutes_with_folding(name: str, seed: int, order
     }
     after = fold(strategy, previous, Gathered(updates))
     again = fold(strategy, {n: array[order] for n, array in previous.items()}, Gathered(moved))
-    require_same_bytes(again, {n: array[order] for n, array in after.items()})
+    assert_same_bytes(again, {n: array[order] for n, array in after.items()})
 
 
 @few
@@ -111,4 +111,4 @@ def test_a_run_that_is_resumed_equals_one_that_went_on(name: str, seed: int) -> 
         going = fold(strategy, going, updates, number)
         stored = {n: np.frombuffer(array.tobytes(), np.float32) for n, array in resumed.items()}
         resumed = fold(build(strategy.options()), stored, updates, number)
-        require_same_bytes(resumed, going)
+        assert_same_bytes(resumed, going)
