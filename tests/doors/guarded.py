@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 
 from cryptography.hazmat.primitives import serialization
 from deployment import COORDINATOR, ROOT, Deployment, _free_ports
@@ -48,11 +47,6 @@ class Guarded(Deployment):
             raise
         self._sampler.start()
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def start(self, owner: str, wait: bool = True) -> None:
         """Start the SuperLink, or the door and the SuperNode of a site."""

@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 
 import pytest
 from places import founded
+from processes import Closing
 
 from pm1_core.errors import PM1Error
 from server import services
@@ -41,7 +41,7 @@ def await_(what: str, condition: Callable[[], bool], seconds: float = 60.0) -> N
         time.sleep(0.05)
 
 
-class Coordinator:
+class Coordinator(Closing):
     """SuperLink, executor, guard and gateway of a new consortium in `folder`.
 
     way: makes of the gateway's port the one that sites are told, where something lies between
@@ -83,11 +83,6 @@ class Coordinator:
             self.close()
             raise
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Ask them to end, and wait until they have."""

@@ -25,12 +25,11 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from link import Link
 from places import joined
-from processes import Family, Process
+from processes import Closing, Family, Process, tails
 from running import Coordinator, free_ports
 
 from client.enrol import install
@@ -70,7 +69,7 @@ class Told:
     why: str
 
 
-class Working:
+class Working(Closing):
     """stores: site -> prepared store; definition: study.yaml; link: of Link, between all sites and the gateway
 
     resumed: how often a run that had ended was gone on with
@@ -118,11 +117,6 @@ class Working:
             self.close()
             raise
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """End every process of it."""
@@ -239,10 +233,7 @@ class Working:
 
     def tail(self, characters: int = 1500) -> str:
         """The ends of all logs."""
-        return "\n".join(
-            f"--- {log.relative_to(self.folder)}\n{log.read_text(errors='replace')[-characters:]}"
-            for log in sorted(self.folder.rglob("*.log"))
-        )
+        return tails(self.folder, self.folder.rglob("*.log"), characters)
 
     def _study_file(self) -> Path:
         file = self.folder / "study.json"

@@ -23,9 +23,8 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 
-from processes import Family, Memory, Process
+from processes import Closing, Family, Memory, Process, tails
 
 ROOT = Path(__file__).parent.parent.parent
 COORDINATOR = "coordinator"
@@ -35,7 +34,7 @@ CLIENT_APP = "flwr-clientapp"
 _BINARIES = Path(sys.executable).parent
 
 
-class Deployment:
+class Deployment(Closing):
     """A SuperLink and a SuperNode per site below one folder, with telemetry and update checks off.
 
     folder: logs, Flower's own folders, and `superlink.db` appear in it
@@ -85,11 +84,6 @@ class Deployment:
             raise
         self._sampler.start()
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """End every process of this deployment, and return when none is left."""
@@ -177,10 +171,7 @@ class Deployment:
 
     def tail(self, characters: int = 2000) -> str:
         """The ends of all logs, for the message of a test that fails."""
-        return "\n".join(
-            f"--- {log.name}\n{log.read_text(errors='replace')[-characters:]}"
-            for log in sorted(self.folder.glob("*.log"))
-        )
+        return tails(self.folder, self.folder.glob("*.log"), characters)
 
     def _launch(self, owner: str, command: list[str]) -> subprocess.Popen[bytes]:
         with self.log(owner).open("ab") as log:

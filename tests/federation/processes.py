@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import secrets
 import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 
 _VARIABLE = "PM1_TEST_PROCESSES"
 
@@ -62,6 +65,27 @@ class Memory:
                     now[name] = now.get(name, 0) + share
             if sum(now.values()) > self.together:
                 self.together, self.at_peak = sum(now.values()), now
+
+
+class Closing(ABC):
+    """Ends its processes when it is left, however that is."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @abstractmethod
+    def close(self) -> None:
+        """End them."""
+
+
+def tails(folder: Path, logs: Iterable[Path], characters: int) -> str:
+    """The ends of logs below `folder`, for the message of a test that fails."""
+    return "\n".join(
+        f"--- {log.relative_to(folder)}\n{log.read_text(errors='replace')[-characters:]}"
+        for log in sorted(logs)
+    )
 
 
 class Family:
