@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -328,3 +329,13 @@ def numbers(*values: float) -> RecordDict:
 def order(**changes: Any) -> str:
     """JSON of an order."""
     return json.dumps({**ORDER, **changes})
+
+
+def play(site: Site, story: Callable[[Site], Awaitable[None]]) -> None:
+    """What happens at a site once its SuperNode is active."""
+
+    async def whole() -> None:
+        await site.activate()
+        await story(site)
+
+    asyncio.run(whole())
