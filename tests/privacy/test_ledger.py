@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from charged import BUDGET, STEP, charge, charged, lines_of, opened
 
 from pm1_core.errors import ConfigError, PrivacyError, StateError
 from pm1_core.privacy.accounting import tightest
@@ -20,26 +17,17 @@ from pm1_core.privacy.accounts import release_hash
 from pm1_core.privacy.ledger import Ledger
 from pm1_core.privacy.mechanisms import Mechanism, as_record
 
-_STEP = Mechanism("sampled", 1.0, 0.02, 10)
-_BUDGET = {"record": (3.0, 1e-5)}
-
 
 @pytest.fixture
 def ledger(tmp_path: Path) -> Ledger:
-    made = Ledger(tmp_path / Ledger.NAME)
-    made.open("Freiburg", _BUDGET)
-    return made
-
-
-def _charge(ledger: Ledger, number: int, *mechanisms: Mechanism, study: str = "s", phase: str = "p") -> bool:
-    return ledger.charge(study, phase, number, f"q{number}", f"h{number}", mechanisms or (_STEP,)).new
+    return opened(tmp_path)
 
 
 def _until_refused(ledger: Ledger, item: Mechanism, first: int = 1) -> tuple[int, str]:
     """The number of the first release that is refused, and why."""
     for number in range(first, 1000):
         try:
-            _charge(ledger, number, item)
+            charge(ledger, number, item)
         except PrivacyError as error:
             return number, str(error)
     raise AssertionError("nothing was refused")
@@ -47,10 +35,10 @@ def _until_refused(ledger: Ledger, item: Mechanism, first: int = 1) -> tuple[int
 
 def test_what_is_spent_is_the_composition_of_all_phases_and_studies(ledger: Ledger):
     fusion = Mechanism("grouped", 6.0, 0.1, 20)
-    _charge(ledger, 1)
-    _charge(ledger, 2, fusion, phase="fusion")
-    _charge(ledger, 3, Mechanism("gaussian", 5.0), study="another", phase="statistics")
-    together = tightest([_STEP, fusion, Mechanism("gaussian", 5.0)], 1e-5)
+    charge(ledger, 1)
+    charge(ledger, 2, fusion, phase="fusion")
+    charge(ledger, 3, Mechanism("gaussian", 5.0), study="another", phase="statistics")
+    together = tightest([STEP, fusion, Mechanism("gaussian", 5.0)], 1e-5)
     assert ledger.spent() == together
     assert ledger.remaining() == 3.0 - together.value
     assert [(s.study, s.phase, s.releases) for s in ledger.by_phase()] == [
@@ -59,26 +47,26 @@ def test_what_is_spent_is_the_composition_of_all_phases_and_studies(ledger: Ledg
         ("another", "statistics", 1),
     ]
     assert [(s.study, s.phase, s.releases) for s in ledger.by_study()] == [("s", "", 2), ("another", "", 1)]
-    assert ledger.by_phase()[0].epsilon == tightest([_STEP], 1e-5)
+    assert ledger.by_phase()[0].epsilon == tightest([STEP], 1e-5)
     # Another process reads the same.
     assert Ledger(ledger.path).spent() == together
 
 
 def test_the_same_release_costs_nothing_again_and_another_for_the_same_request_is_refused(ledger: Ledger):
-    assert _charge(ledger, 1)
+    assert charge(ledger, 1)
     content = ledger.path.read_bytes()
     for again in (ledger, Ledger(ledger.path)):
-        assert not _charge(again, 1)
+        assert not charge(again, 1)
         with pytest.raises(PrivacyError, match="another release for the request q1"):
-            again.charge("s", "p", 1, "q1", "other", [_STEP])
+            again.charge("s", "p", 1, "q1", "other", [STEP])
     assert ledger.path.read_bytes() == content
 
 
 def test_a_budget_is_refused_before_it_is_passed_and_the_refusal_says_what_remains(ledger: Ledger):
-    number, refused = _until_refused(ledger, _STEP)
+    number, refused = _until_refused(ledger, STEP)
     assert 5 < number < 1000
     content = ledger.path.read_bytes()
-    spent, would = (tightest([_STEP] * count, 1e-5).value for count in (number - 1, number))
+    spent, would = (tightest([STEP] * count, 1e-5).value for count in (number - 1, number))
     assert spent <= 3.0 < would
     assert ledger.spent().value == spent
     for figure in (
@@ -91,27 +79,27 @@ def test_a_budget_is_refused_before_it_is_passed_and_the_refusal_says_what_remai
         assert figure in refused
     # It stays refused, for everybody and for every kind, and costs nothing to ask.
     for again in (ledger, Ledger(ledger.path)):
-        assert not again.affords([_STEP])
+        assert not again.affords([STEP])
         with pytest.raises(PrivacyError):
-            _charge(again, number)
+            charge(again, number)
     assert ledger.path.read_bytes() == content
     # What was released before can still be sent.
-    assert not _charge(ledger, 1)
+    assert not charge(ledger, 1)
     # A smaller release may still fit.
     assert ledger.affords([Mechanism("gaussian", 1e4)])
-    assert _charge(ledger, number, Mechanism("gaussian", 1e4))
+    assert charge(ledger, number, Mechanism("gaussian", 1e4))
 
 
 def test_a_larger_budget_needs_a_reason_and_lets_the_refused_release_leave(ledger: Ledger):
     much = Mechanism("gaussian", 1.2)
     with pytest.raises(PrivacyError):
-        _charge(ledger, 1, much)
+        charge(ledger, 1, much)
     for epsilon, reason in ((2.0, "why"), (3.0, "why"), (8.0, " ")):
         with pytest.raises(ConfigError):
             ledger.raise_budget("record", epsilon, 1e-5, reason)
     ledger.raise_budget("record", 8.0, 1e-5, "board of 3 March")
     assert Ledger(ledger.path).budget() == {"record": (8.0, 1e-5)}
-    assert _charge(ledger, 1, much)
+    assert charge(ledger, 1, much)
     assert json.loads(ledger.path.read_text().splitlines()[1])["reason"] == "board of 3 March"
 
 
@@ -125,7 +113,7 @@ def test_without_a_ledger_nothing_leaves_and_nothing_is_written(tmp_path: Path):
     ledger = Ledger(tmp_path / "none" / Ledger.NAME)
     assert not ledger.exists
     with pytest.raises(PrivacyError, match="pm1-site privacy open"):
-        _charge(ledger, 1)
+        charge(ledger, 1)
     assert not ledger.path.exists()
 
 
@@ -141,12 +129,12 @@ def test_a_ledger_is_opened_once(ledger: Ledger):
 def test_what_hides_a_site_is_charged_to_its_people_too_at_double_sensitivity(ledger: Ledger):
     noise = Mechanism("skellam", 5.0, unit="site", l1=400.0, l2=100.0)
     with pytest.raises(PrivacyError, match="unit 'site'"):
-        _charge(ledger, 1, noise)
+        charge(ledger, 1, noise)
     ledger.raise_budget("site", 2.0, 1e-6, "agreed")
-    _charge(ledger, 1, noise)
-    _charge(ledger, 2)
+    charge(ledger, 1, noise)
+    charge(ledger, 2)
     assert ledger.spent("site") == tightest([noise], 1e-6)
-    assert ledger.spent("record") == tightest([as_record(noise), _STEP], 1e-5)
+    assert ledger.spent("record") == tightest([as_record(noise), STEP], 1e-5)
     # The people's budget can be what refuses.
     _, refused = _until_refused(ledger, Mechanism("gaussian", 20.0, unit="site", steps=3), first=3)
     assert "unit 'record'" in refused
@@ -158,7 +146,7 @@ def test_releases_without_privacy_are_written_down_and_named(ledger: Ledger):
     assert not ledger.note("open study", "fusion", 1, "q1", "h1", "no differential privacy").new
     with pytest.raises(PrivacyError, match="another release"):
         ledger.note("open study", "fusion", 1, "q1", "h2", "no differential privacy")
-    _charge(ledger, 2)
+    charge(ledger, 2)
     assert Ledger(ledger.path).unprotected() == {"open study": 1}
     assert [spent.study for spent in ledger.by_study()] == ["s"]
 
@@ -169,7 +157,7 @@ def test_a_thousand_rounds_are_charged_in_seconds(ledger: Ledger):
     started = time.process_time()
     for number in range(1000):
         # A client's process is new for every round.
-        _charge(Ledger(ledger.path), number, Mechanism("sampled", 1.0, 0.01, 10), phase=f"p{number % 27}")
+        charge(Ledger(ledger.path), number, Mechanism("sampled", 1.0, 0.01, 10), phase=f"p{number % 27}")
     assert time.process_time() - started < 60
     assert ledger.verify().lines == 1002
 
@@ -185,19 +173,13 @@ def test_the_hash_of_a_release_is_that_of_its_bytes():
     assert len({known, *others}) == 4
 
 
-def _lines(ledger: Ledger) -> list[str]:
-    return ledger.path.read_text().splitlines()
-
-
 @pytest.fixture
-def written(ledger: Ledger) -> Ledger:
-    for number in range(1, 6):
-        _charge(ledger, number)
-    return ledger
+def written(tmp_path: Path) -> Ledger:
+    return charged(tmp_path)
 
 
 def test_verify_names_a_line_that_was_removed_changed_inserted_or_moved(written: Ledger):
-    lines = _lines(written)
+    lines = lines_of(written)
     cheap = lines[2].replace('"noise_multiplier":1.0', '"noise_multiplier":9.0')
     assert cheap != lines[2]
     faults = {
@@ -211,7 +193,7 @@ def test_verify_names_a_line_that_was_removed_changed_inserted_or_moved(written:
     }
     for named, changed in faults.items():
         written.path.write_text("\n".join(changed) + "\n")
-        for act in (Ledger(written.path).verify, lambda: _charge(Ledger(written.path), 9)):
+        for act in (Ledger(written.path).verify, lambda: charge(Ledger(written.path), 9)):
             with pytest.raises(StateError, match=named):
                 act()
     written.path.write_text("\n".join(lines) + "\n")
@@ -220,12 +202,12 @@ def test_verify_names_a_line_that_was_removed_changed_inserted_or_moved(written:
 
 @pytest.mark.parametrize("left", [0, 1, 3, 5])
 def test_lines_cut_off_at_the_end_are_missed(written: Ledger, left: int):
-    lines = _lines(written)
+    lines = lines_of(written)
     written.path.write_text("".join(line + "\n" for line in lines[:left]))
     with pytest.raises(StateError, match=f"found {left} lines, its head knows of 6"):
         Ledger(written.path).verify()
     with pytest.raises(StateError):
-        _charge(Ledger(written.path), 9)
+        charge(Ledger(written.path), 9)
     # Also half a line.
     written.path.write_text("".join(line + "\n" for line in lines)[:-20])
     with pytest.raises(StateError, match="found 5 lines, its head knows of 6"):
@@ -235,13 +217,13 @@ def test_lines_cut_off_at_the_end_are_missed(written: Ledger, left: int):
 def test_a_ledger_that_was_removed_is_missed(written: Ledger):
     written.path.unlink()
     with pytest.raises(StateError, match="found 0 lines, its head knows of 6"):
-        Ledger(written.path).open("Freiburg", _BUDGET)
+        Ledger(written.path).open("Freiburg", BUDGET)
 
 
 def test_an_earlier_state_of_both_files_is_missed_by_who_wrote_the_hash_down(written: Ledger):
     before = written.path.read_bytes(), written.path.with_suffix(".head").read_bytes()
     old = written.verify()
-    _charge(written, 6)
+    charge(written, 6)
     new = written.verify()
     assert written.verify(old.digest) == new
     written.path.write_bytes(before[0])
@@ -255,7 +237,7 @@ def test_a_head_that_was_put_back_by_more_than_a_kill_explains_is_missed(written
     head = written.path.with_suffix(".head")
     for number in (6, 7):
         before = head.read_bytes()
-        _charge(written, number)
+        charge(written, number)
         if number == 6:
             older = before
     head.write_bytes(before)  # as a kill between line and head leaves it
@@ -265,151 +247,10 @@ def test_a_head_that_was_put_back_by_more_than_a_kill_explains_is_missed(written
         Ledger(written.path).verify()
 
 
-def test_every_place_at_which_a_line_can_be_torn_is_survived(written: Ledger, tmp_path: Path):
-    whole, head = written.path.read_bytes(), written.path.with_suffix(".head").read_bytes()
-    _charge(written, 6)
-    longer = written.path.read_bytes()
-    for cut in range(len(whole), len(longer) + 1, 7):
-        other = Ledger(tmp_path / f"cut{cut}" / Ledger.NAME)
-        other.path.parent.mkdir()
-        other.path.write_bytes(longer[:cut])
-        other.path.with_suffix(".head").write_bytes(head)
-        lines = 7 if cut >= len(longer) - 1 else 6
-        assert other.verify().lines == lines
-        assert _charge(other, 6) == (lines == 6)
-        _charge(other, 7)
-        assert Ledger(other.path).verify().lines == 8
-        assert Ledger(other.path).spent() == tightest([_STEP] * 7, 1e-5)
-        # A torn line that a later one vouches for is no place to hide a change.
-        torn = other.path.read_bytes()
-        if lines == 6 and cut > len(whole):
-            other.path.write_bytes(torn.replace(longer[len(whole) : cut] + b"\n", b"x\n", 1))
-            with pytest.raises(StateError, match="between lines 6 and 7"):
-                Ledger(other.path).verify()
-
-
-_MORTAL = """
-import os, random, signal, sys
-from pathlib import Path
-from pm1_core.privacy.ledger import Ledger
-from pm1_core.privacy.mechanisms import Mechanism
-
-path, sent, seed = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-left = random.Random(seed).randrange(40)
-
-def mortal(name):
-    real = getattr(os, name)
-    def step(*arguments, **options):
-        global left
-        for after in (False, True):
-            left -= 1
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            if not after:
-                result = real(*arguments, **options)
-        return result
-    setattr(os, name, step)
-
-for name in ("open", "fsync", "replace", "rename", "unlink"):
-    mortal(name)
-
-class Torn:
-    def __init__(self, stream):
-        self.stream = stream
-    def write(self, content):
-        global left
-        left -= 1
-        if left <= 0:
-            self.stream.write(content[: random.Random(seed).randrange(len(content) + 1)])
-            self.stream.flush()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return self.stream.write(content)
-    def __getattr__(self, name):
-        return getattr(self.stream, name)
-    def __enter__(self):
-        return self
-    def __exit__(self, *_):
-        self.stream.close()
-
-real_open = Path.open
-def torn_open(self, mode="r", *arguments, **options):
-    stream = real_open(self, mode, *arguments, **options)
-    return Torn(stream) if "+" in mode else stream
-Path.open = torn_open
-
-ledger = Ledger(path)
-for number in range(1000):
-    held = sent / str(number)
-    if held.exists():
-        continue
-    ledger.charge("s", "p", number, f"q{number}", f"h{number}", [Mechanism("gaussian", 100.0)])
-    real_open(held, "w").close()
-    if number % 8 == 7:
-        break
-"""
-
-
-@pytest.mark.slow
-def test_killed_at_any_instant_it_is_never_behind_what_has_left(tmp_path: Path):
-    ledger, sent = Ledger(tmp_path / Ledger.NAME), tmp_path / "sent"
-    ledger.open("Freiburg", {"record": (8.0, 1e-5)})
-    sent.mkdir()
-    killed = 0
-    for seed in range(40):
-        ended = subprocess.run(
-            [sys.executable, "-c", _MORTAL, str(ledger.path), str(sent), str(seed)],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
-        )
-        assert ended.returncode in (0, -signal.SIGKILL), ended.stderr
-        killed += ended.returncode != 0
-        state = Ledger(ledger.path)
-        charged = state.verify().lines - 1
-        left = len(list(sent.iterdir()))
-        assert left <= charged <= left + 1
-        if charged:
-            assert state.spent() == tightest([Mechanism("gaussian", 100.0)] * charged, 1e-5)
-    assert killed > 20
-    assert left > 20
-
-
-_CROWD = """
-import sys
-from pathlib import Path
-from pm1_core.errors import PrivacyError
-from pm1_core.privacy.ledger import Ledger
-from pm1_core.privacy.mechanisms import Mechanism
-refused = 0
-for number in range(12):
-    try:
-        Ledger(Path(sys.argv[1])).charge("s", sys.argv[2], number, sys.argv[2] + str(number), "h",
-                                         [Mechanism("gaussian", 3.0)])
-    except PrivacyError:
-        refused += 1
-print(refused)
-"""
-
-
-def test_processes_that_charge_at_the_same_time_never_pass_the_budget_together(ledger: Ledger):
-    crowd = [
-        subprocess.Popen(
-            [sys.executable, "-c", _CROWD, str(ledger.path), str(number)],
-            stdout=subprocess.PIPE,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
-        )
-        for number in range(3)
-    ]
-    refused = sum(int(process.communicate()[0]) for process in crowd)
-    lines = ledger.verify().lines - 1
-    assert lines == 36 - refused
-    assert ledger.spent().value <= 3.0 < tightest([Mechanism("gaussian", 3.0)] * (lines + 1), 1e-5).value
-
-
 def test_random_histories_add_up(tmp_path: Path):
     generator = random.Random(7)
     kinds = [
-        _STEP,
+        STEP,
         Mechanism("grouped", 8.0, 0.1, 5),
         Mechanism("gaussian", 12.0),
         Mechanism("sampled", 2.0, 0.1),
@@ -420,11 +261,11 @@ def test_random_histories_add_up(tmp_path: Path):
     for number in range(60):
         chosen = generator.choice(kinds)
         request = generator.randrange(40)
-        known = request in {int(json.loads(line)["request"][1:]) for line in _lines(ledger)[1:]}
+        known = request in {int(json.loads(line)["request"][1:]) for line in lines_of(ledger)[1:]}
         fits = tightest([*charged, chosen], 1e-5).value <= 6.0
         if known or fits:
             hashed = next(
-                (json.loads(x)["release"] for x in _lines(ledger)[1:] if f'"q{request}"' in x), f"h{number}"
+                (json.loads(x)["release"] for x in lines_of(ledger)[1:] if f'"q{request}"' in x), f"h{number}"
             )
             new = ledger.charge("s", "p", number, f"q{request}", hashed, [chosen]).new
             assert new is not known
