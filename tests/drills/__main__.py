@@ -46,6 +46,17 @@ _LINES: dict[str, dict[str, float]] = {
     "line.resets": {"resets": 0.02},
     "line.rate": {"rate": 1e6},
 }
+_NAMES = {
+    "supernode": "SuperNode",
+    "clientapp": "ClientApp",
+    "door": "door",
+    "superlink": "SuperLink",
+    "executor": "executor",
+    "serverapp": "ServerApp",
+    "guard": "guard",
+    "nginx": "nginx",
+    "machine": "machine",
+}
 _PULLED = 330.0
 """Seconds without a cable: longer than nginx (300), a door (60), Flower's heartbeats and the study (60) wait."""
 
@@ -90,6 +101,7 @@ def write_page() -> None:
     facts = {
         "kinds": KINDS,
         "targets": TARGETS,
+        "names": _NAMES,
         "cell": lambda *key: kills.get(key, ""),
         "count": len(kills),
         "studies": len(killing),
@@ -123,7 +135,7 @@ def _words(bad: Mapping[str, float]) -> str:
 
 
 def _range(values: list[float]) -> str:
-    return f"{min(values)} to {max(values)}"
+    return " to ".join(str(value) for value in dict.fromkeys((min(values), max(values))))
 
 
 def _drills() -> dict[str, Callable[[Mapping[str, Path], Path], dict[str, Any]]]:
