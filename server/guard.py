@@ -6,7 +6,8 @@ Flower's SuperLink knows a node by a signed time stamp and believes the rest. He
 - for a message that was handed to that node, its objects, its run; or for an answer to it in that node's name; or
   for an object of such an answer, in the session that the answer was announced in,
 - new: each has a number used once (X-PM1-Nonce: MILLISECONDS-RANDOM), of the last minutes. What was seen is kept on
-  disk for longer than it would still be taken, so that a guard that was started again takes nothing twice either.
+  disk, and what is older than all that is kept is refused: a guard that was started again, or whose clock was set,
+  takes nothing twice either.
 
 What is refused is answered with 403 or 409 (400 where it is not how Flower writes), and a line in run/guard.jsonl.
 """
@@ -39,7 +40,7 @@ from strategies.fleet import NONCE, CallError, Request
 
 SITE = "x-pm1-site"
 WINDOW = 300.0
-"""Seconds by which a site's clock may be wrong; a number is remembered for twice as long."""
+"""Seconds by which the clock in a number may be wrong. Flower takes its own stamps for 305 s, and 5 s ahead."""
 _NUMBER = re.compile(r"(\d{13})-([0-9a-f]{16})")
 _KEPT = 7 * 86400.0
 """Seconds for which it is remembered what was handed to whom: longer than a round waits."""
@@ -54,6 +55,7 @@ class Register:
         self._base.execute("PRAGMA synchronous=NORMAL")
         self._base.executescript(
             """CREATE TABLE IF NOT EXISTS used (number TEXT PRIMARY KEY, time REAL) WITHOUT ROWID;
+            CREATE TABLE IF NOT EXISTS forgotten (before REAL);
             CREATE TABLE IF NOT EXISTS messages
                 (node TEXT, id TEXT, run TEXT, source TEXT, kind TEXT, time REAL, PRIMARY KEY (node, id));
             CREATE TABLE IF NOT EXISTS objects
@@ -62,11 +64,18 @@ class Register:
                 (node TEXT, id TEXT, time REAL, PRIMARY KEY (node, id)) WITHOUT ROWID;"""
         )
         self._swept = 0.0
+        (before,) = self._base.execute("SELECT MAX(before) FROM forgotten").fetchone()
+        self._forgotten = float(before or 0.0)
 
-    def use(self, number: str) -> bool:
-        """Whether `number` was not used before; it is from now on."""
+    def use(self, number: str, made: float) -> bool:
+        """Whether `number`, made at that time by its own account, was not used before; it is from now on.
+
+        False as well for what was made before anything that is still remembered.
+        """
         self._sweep()
-        found = self._base.execute("INSERT OR IGNORE INTO used VALUES (?, ?)", (number, time.time()))
+        if made <= self._forgotten:
+            return False
+        found = self._base.execute("INSERT OR IGNORE INTO used VALUES (?, ?)", (number, made))
         return found.rowcount == 1
 
     def handed(self, node: int, message: Any, tree: Any) -> None:
@@ -114,7 +123,13 @@ class Register:
         if (now := _now()) - self._swept < WINDOW:
             return
         self._swept = now
-        self._base.execute("DELETE FROM used WHERE time < ?", (now - 2 * WINDOW,))
+        # Never back, though a clock may go back: whoever was forgotten once must not be new again.
+        self._forgotten = max(self._forgotten, now - 2 * WINDOW)
+        self._base.execute("BEGIN")
+        self._base.execute("DELETE FROM forgotten")
+        self._base.execute("INSERT INTO forgotten VALUES (?)", (self._forgotten,))
+        self._base.execute("DELETE FROM used WHERE time <= ?", (self._forgotten,))
+        self._base.execute("COMMIT")
         for table in ("messages", "objects", "sessions"):
             self._base.execute(f"DELETE FROM {table} WHERE time < ?", (now - _KEPT,))
 
@@ -186,11 +201,12 @@ class Guard:
         found = _NUMBER.fullmatch(number)
         if not found:
             raise CallError(403, f"header {NONCE}", "it is missing", "call through the site's door")
-        wrong = int(found[1]) / 1000 - time.time()
+        made = int(found[1]) / 1000
+        wrong = made - time.time()
         if abs(wrong) > WINDOW:
             where = f"clock is {abs(wrong):.0f} s {'ahead' if wrong > 0 else 'behind'}"
             raise CallError(403, f"header {NONCE}", where, f"set it right to {WINDOW:.0f} s")
-        if not self.register.use(f"{site} {number}"):
+        if not self.register.use(f"{site} {number}", made):
             raise CallError(409, f"header {NONCE}", "this call was made before", "make a new one")
 
     def _require_own(self, request: Request) -> None:
