@@ -41,7 +41,7 @@ drills: $(STAMP)  ## a consortium killed, cut off and narrowed in every way, two
 bench: $(STAMP)  ## ratios against named peers, an hour; writes bench/results.json and docs/benchmarks.md
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation \
 		--editable bench/shift
-	@OMP_NUM_THREADS=1 PYTHONPATH=tests/federation $(BIN)/python -m bench
+	@OMP_NUM_THREADS=1 PYTHONPATH=tests:tests/federation $(BIN)/python -m bench
 
 check: $(STAMP)  ## lint, types, import floors
 	@$(BIN)/ruff check .

@@ -20,7 +20,8 @@ import pytest
 import uvicorn
 from exposition import parsed
 from places import founded, joined
-from running import await_, free_ports
+from ports import free_ports
+from running import await_
 from starlette.types import ASGIApp
 
 import client.page

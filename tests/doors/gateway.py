@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import uvicorn
+from ports import free_ports
 from pretend import Coordinator
 
 from client.folder import SiteFolder
@@ -59,7 +60,7 @@ def gateway(
 @contextmanager
 def door_process(site: SiteFolder, *services: str) -> Iterator[subprocess.Popen[bytes]]:
     """pm1-site start SERVICES, ended with SIGTERM."""
-    addresses = {name: f"127.0.0.1:{free_port()}" for name in ("PM1_DOOR", "PM1_TICKETS", "PM1_RUNTIME")}
+    addresses = {name: f"127.0.0.1:{free_ports(1)[0]}" for name in ("PM1_DOOR", "PM1_TICKETS", "PM1_RUNTIME")}
     os.environ.update(addresses)
     command = [sys.executable, "-m", "client.cli", "start", *services, "--folder", str(site.path)]
     with (site.path / "start.log").open("ab") as log:
@@ -87,10 +88,3 @@ def await_(what: str, condition: Callable[[], bool], seconds: float = 30) -> Non
     while not condition():
         assert time.monotonic() < end, what
         time.sleep(0.02)
-
-
-def free_port() -> int:
-    """One that nobody listens on."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])

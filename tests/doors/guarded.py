@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cryptography.hazmat.primitives import serialization
-from deployment import COORDINATOR, ROOT, Deployment, _free_ports
+from deployment import COORDINATOR, ROOT, Deployment
 from places import founded, joined
+from ports import free_ports
 
 from client.services import approvals, audit, public_key
 
@@ -97,6 +98,6 @@ class Guarded(Deployment):
 
     def _own(self, site: str) -> dict[str, str]:
         names = ("PM1_DOOR", "PM1_TICKETS")
-        ports = _free_ports(len(names))
+        ports = free_ports(len(names))
         found = {name: f"127.0.0.1:{port}" for name, port in zip(names, ports, strict=True)}
         return found | {"PM1_RUNTIME": f"127.0.0.1:{self._ports[site]}"}

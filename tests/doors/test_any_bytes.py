@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from flwr.app.message import make_message
 from flwr.app.metadata import Metadata
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from ports import free_ports
 from pretend import RUN, Coordinator, Site, numbers, order
 
 from client.counter import Counter
@@ -98,7 +98,7 @@ def test_the_ticket_service_answers_whatever_it_is_sent_over_grpc(tmp_path: Path
         raise PrivacyError("not today.")
 
     async def play() -> None:
-        address = f"127.0.0.1:{_port()}"
+        address = f"127.0.0.1:{free_ports(1)[0]}"
         service = server(address, permit, ticket)
         await service.start()
         async with grpc.aio.insecure_channel(address) as channel:
@@ -122,7 +122,7 @@ def test_without_its_door_a_site_answers_nothing(monkeypatch: pytest.MonkeyPatch
     """The ClientApp says so, and the door stops what it says."""
     monkeypatch.setattr("client.counter._SECONDS", 0.2)
     with pytest.raises(FederationError, match="the site's door does not answer"):
-        Counter(f"127.0.0.1:{_port()}", 7, "message").ticket(_reply(None))
+        Counter(f"127.0.0.1:{free_ports(1)[0]}", 7, "message").ticket(_reply(None))
     Counter().ticket(_reply(None))  # a site without a door
 
 
@@ -139,9 +139,3 @@ def _reply(content: RecordDict | None) -> Message:
     given = Metadata(7, "message", 1, 3, "", "", 0.0, 600.0, "train")
     asked = make_message(given, content=RecordDict())
     return Message(Error(210, "a sentence") if content is None else content, reply_to=asked)
-
-
-def _port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])

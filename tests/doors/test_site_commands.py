@@ -14,8 +14,9 @@ import grpc
 import httpx
 import pytest
 from flwr.proto import fleet_pb2, message_pb2
-from gateway import await_, door_process, free_port, gateway
+from gateway import await_, door_process, gateway
 from places import founded, joined
+from ports import free_ports
 from pretend import KEY, RUN, RUN_CONFIG, STUDY, Coordinator, Reply, bundle, heartbeat, node, numbers
 
 from client.cli import main
@@ -32,7 +33,7 @@ _MIB = 1 << 20
 @pytest.fixture
 def consortium(tmp_path: Path) -> Consortium:
     """Whose CA the sites know; its gateway is not up."""
-    return founded(tmp_path / "consortium", free_port())
+    return founded(tmp_path / "consortium", free_ports(1)[0])
 
 
 @pytest.fixture

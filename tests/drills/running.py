@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from places import founded
+from ports import free_ports
 from processes import Closing
 
 from pm1_core.errors import PM1Error
@@ -21,15 +21,6 @@ from server import services
 from server.consortium import Consortium
 
 _BINARIES = Path(sys.executable).parent
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, all different."""
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in held]
-    for one in held:
-        one.close()
-    return ports
 
 
 def await_(what: str, condition: Callable[[], bool], seconds: float = 60.0) -> None:

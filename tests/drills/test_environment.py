@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 from places import founded, joined
-from running import await_, free_ports
+from ports import free_ports
+from running import await_
 
 from client import environment
 from client.cli import main

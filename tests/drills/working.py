@@ -29,8 +29,9 @@ from typing import Any
 
 from link import Link
 from places import joined
+from ports import free_ports
 from processes import Closing, Family, Process, tails
-from running import Coordinator, free_ports
+from running import Coordinator
 
 from client.enrol import install
 from client.folder import DOOR, RUNTIME, TICKETS

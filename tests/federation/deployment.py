@@ -24,6 +24,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from ports import free_ports
 from processes import Closing, Family, Memory, Process, tails
 
 ROOT = Path(__file__).parent.parent.parent
@@ -64,7 +65,7 @@ class Deployment(Closing):
         self.memory = Memory()
         self._family = Family()
         self._environment = dict(environment or {})
-        self._ports = dict(zip([COORDINATOR, *self.sites], _free_ports(1 + len(self.sites)), strict=True))
+        self._ports = dict(zip([COORDINATOR, *self.sites], free_ports(1 + len(self.sites)), strict=True))
         self._started: dict[str, subprocess.Popen[bytes]] = {}
         self._connections: dict[str, int] = {}
         self._stop = threading.Event()
@@ -258,18 +259,6 @@ class Deployment(Closing):
             if started.pid in hit:
                 started.wait()
         return list(hit.values())
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, all held at once so that they differ."""
-    held = [socket.socket() for _ in range(count)]
-    try:
-        for sock in held:
-            sock.bind(("127.0.0.1", 0))
-        return [sock.getsockname()[1] for sock in held]
-    finally:
-        for sock in held:
-            sock.close()
 
 
 def _listens(port: int) -> bool:
