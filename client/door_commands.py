@@ -227,10 +227,7 @@ def _audit_line(line: dict[str, Any]) -> str:
 
 def _status(found: dict[str, Any]) -> str:
     lines = [f"site {found['site']}, coordinator {found['gateway']}"]
-    for name, service in found["services"].items():
-        lines.append(
-            f"  {name:<10} {'runs on ' + service['address'] if service['runs'] else service['reason']}"
-        )
+    lines += [f"  {name:<10} {_service(service)}" for name, service in found["services"].items()]
     lines.append(f"  policy     {found['policy']}")
     lines += [f"  approved   {one['hash']} {one['study']}" for one in found["approvals"]]
     lines += [
@@ -241,3 +238,11 @@ def _status(found: dict[str, Any]) -> str:
     )
     lines.append(f"  stopped    {found['stopped']}")
     return "\n".join(lines)
+
+
+def _service(found: dict[str, Any]) -> str:
+    if not found["runs"]:
+        return str(found["reason"])
+    if "address" in found:
+        return f"runs on {found['address']}"
+    return f"runs elsewhere, heard by the door {found['heartbeat']} s ago"

@@ -54,7 +54,7 @@ class Reader:
             "site": self.folder.name,
             "gateway": facts["gateway"],
             "consortium": facts.get("consortium", ""),
-            "services": {name: self._service(name) for name in services.SERVICES if name != "page"},
+            "services": {name: services.found(self.folder, name) for name in ("door", "supernode")},
             "policy": self._policy(),
             "approvals": [
                 {
@@ -70,12 +70,6 @@ class Reader:
             "ledger": self._ledger(),
             "audit": self._log.facts(),
         }
-
-    def _service(self, name: str) -> Facts:
-        try:
-            return {"runs": True, "reason": "", **services.health(self.folder, name)}
-        except PM1Error as error:
-            return {"runs": False, "reason": str(error)}
 
     def _policy(self) -> str:
         try:

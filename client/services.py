@@ -166,23 +166,31 @@ def health(folder: SiteFolder, name: str) -> dict[str, Any]:
         raise BoundError(refusal(name, f"{joined(host, port)}: {error}", remedy)) from None
     if name != "door":
         return {"service": name, "address": joined(host, port)}
-    found = _asked_door(folder)
-    if found["coordinator"] not in ("", "answers"):
-        raise BoundError(refusal("door", f"coordinator: {found['coordinator']}", "see pm1-site check"))
-    if found["heartbeat"] is not None and found["heartbeat"] > _QUIET:
-        found_quiet = f"no sign of the SuperNode for {found['heartbeat']} s"
-        raise BoundError(refusal("door", found_quiet, "start it: pm1-site start supernode"))
-    return {"service": name, "address": joined(host, port), **found}
+    told = _asked_door(folder)
+    if told["coordinator"] not in ("", "answers"):
+        raise BoundError(refusal("door", f"coordinator: {told['coordinator']}", "see pm1-site check"))
+    if told["heartbeat"] is not None and told["heartbeat"] > _QUIET:
+        silence = f"no sign of the SuperNode for {told['heartbeat']} s"
+        raise BoundError(refusal("door", silence, "start it: pm1-site start supernode"))
+    return {"service": name, "address": joined(host, port), **told}
+
+
+def found(folder: SiteFolder, name: str) -> dict[str, Any]:
+    """How a service is, "runs" with what `health` says, or "reason".
+
+    A SuperNode that is not to be reached from here, as from another container, works while the door hears of it.
+    """
+    try:
+        return {"runs": True, "reason": "", **health(folder, name)}
+    except PM1Error as error:
+        quiet = _quiet(folder) if name == "supernode" else None
+        if quiet is None or quiet > _QUIET:
+            return {"runs": False, "reason": str(error)}
+        return {"runs": True, "reason": "", "service": name, "heartbeat": quiet}
 
 
 def status(folder: SiteFolder) -> dict[str, Any]:
     """What a site is part of, what runs, what it allows, and what left."""
-    services: dict[str, Any] = {}
-    for name in SERVICES:
-        try:
-            services[name] = {"runs": True, **health(folder, name)}
-        except PM1Error as error:
-            services[name] = {"runs": False, "reason": str(error)}
     rules = "is in force"
     try:
         policy(folder)
@@ -194,7 +202,7 @@ def status(folder: SiteFolder) -> dict[str, Any]:
     return {
         "site": folder.name,
         "gateway": folder.facts["gateway"],
-        "services": services,
+        "services": {name: found(folder, name) for name in SERVICES},
         "policy": rules,
         "approvals": [
             {"hash": one.name, "study": one.study, "config": one.proposal.config} for one in approvals(folder)
@@ -239,10 +247,19 @@ def _asked_door(folder: SiteFolder) -> dict[str, Any]:
     try:
         with httpx.Client(verify=context, trust_env=False, timeout=5) as client:
             answer = client.get(f"https://{joined(host, port)}/health")
-            found: dict[str, Any] = answer.raise_for_status().json()
-            return found
+            told: dict[str, Any] = answer.raise_for_status().json()
+            return told
     except (httpx.HTTPError, json.JSONDecodeError) as error:
         raise BoundError(refusal("door", f"it does not answer ({error})", "look into run/door.log")) from None
+
+
+def _quiet(folder: SiteFolder) -> int | None:
+    """Seconds since the door passed a heartbeat of the SuperNode, None if it did not or does not answer."""
+    try:
+        quiet: int | None = _asked_door(folder)["heartbeat"]
+    except PM1Error:
+        return None
+    return quiet
 
 
 def public_key(file: Path) -> bytes:

@@ -9,6 +9,7 @@ import subprocess
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import grpc
 import httpx
@@ -22,6 +23,7 @@ from pretend import KEY, RUN, RUN_CONFIG, STUDY, Coordinator, Reply, bundle, hea
 from client.cli import main
 from client.counter import content_ids
 from client.folder import SiteFolder
+from client.page import Reader, html
 from client.services import node_config, public_key
 from client.tickets import Ticket
 from pm1_core.proposal import Proposal
@@ -164,9 +166,30 @@ def test_the_door_talks_to_the_consortium_alone_and_over_tls_1_3(
             assert main(["status", "--json", "--folder", str(site.path)]) == 0
             status = json.loads(capsys.readouterr().out.splitlines()[-1])
             assert status["services"]["door"]["runs"]
-            assert not status["services"]["supernode"]["runs"]
             assert main(["health", "supernode", "--folder", str(site.path)]) == 1
             door.close()
+
+
+def test_a_supernode_in_another_container_works_while_the_door_hears_of_it(
+    site: SiteFolder, consortium: Consortium, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody listens here at its address; before its first heartbeat, and without a door, it is called down."""
+    port, folder = int(site.facts["gateway"].rpartition(":")[2]), ["--folder", str(site.path)]
+    activate = fleet_pb2.ActivateNodeRequest(
+        public_key=public_key(site.file("keys/node.key")), heartbeat_interval=30
+    )
+    with gateway(Coordinator(), consortium, port):
+        with door_process(site, "door"):
+            assert not _shown(folder, capsys)["supernode"]["runs"]
+            assert _call(site, "activate-node", activate).status_code == 200
+            assert _call(site, "send-node-heartbeat", heartbeat()).status_code == 200
+            for found in (_shown(folder, capsys)["supernode"], Reader(site)()["services"]["supernode"]):
+                assert found["runs"]
+                assert "address" not in found
+            assert main(["status", *folder]) == 0
+            assert "runs elsewhere, heard by the door" in capsys.readouterr().out
+            assert "elsewhere: heard by the door" in html(Reader(site)())
+        assert not _shown(folder, capsys)["supernode"]["runs"]
 
 
 def test_all_services_end_with_their_supervisor(site: SiteFolder) -> None:
@@ -212,6 +235,12 @@ def test_an_object_of_256_mib_passes_and_is_held_once(
         assert _call(site, "push-object", pushed).status_code == 200
         assert len(coordinator.received[name]) == len(blob)
         assert _peak(process.pid) - before < 1.5 * len(blob)
+
+
+def _shown(folder: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    assert main(["status", "--json", *folder]) == 0
+    services: dict[str, Any] = json.loads(capsys.readouterr().out)["services"]
+    return services
 
 
 def _hand_in(ticket: Ticket) -> None:
