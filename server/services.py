@@ -11,6 +11,7 @@ import os
 import socket
 import ssl
 import sys
+import tempfile
 import threading
 from collections.abc import Sequence
 from importlib import import_module
@@ -18,7 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pm1_core import supervisor
+from pm1_core import atomic, supervisor
 from pm1_core.errors import BoundError, ConfigError
 from pm1_core.supervisor import Service
 from pm1_core.validate import refusal
@@ -126,7 +127,31 @@ def _flower(consortium: Consortium, name: str) -> list[str]:
     command += ["--ssl-ca-certfile", ca, "--ssl-certfile", str(folder / "gateway/server.crt")]
     command += ["--ssl-keyfile", str(folder / "gateway/server.key"), "--enable-supernode-auth"]
     command += ["--isolation", "process", "--disable-runtime-dependency-installation"]
-    return [*command, "--database", str(folder / "superlink.db"), *secret]
+    return [*command, "--database", str(_database(folder)), *secret]
+
+
+def _database(folder: Path) -> Path:
+    """The SuperLink's database, with all tables of this version of Flower or absent.
+
+    Flower makes tables one by one, and refuses a database in which it was killed on the way. So the first one is
+    made elsewhere. Raises StateError if another process makes it.
+    """
+    # Imported here: they take a second, which other services need not wait for.
+    from flwr.supercore.state.alembic.utils import run_migrations
+    from sqlalchemy import create_engine
+
+    file = folder / "superlink.db"
+    with (
+        atomic.locked(folder / "run/superlink.lock", "wait until it has started"),
+        tempfile.TemporaryDirectory() as scratch,
+    ):
+        atomic.sweep(folder)
+        if not file.exists():
+            made = Path(scratch) / file.name
+            run_migrations(engine := create_engine(f"sqlite:///{made}"))
+            engine.dispose()
+            atomic.write_bytes(file, made.read_bytes())
+    return file
 
 
 async def _serve_guard(consortium: Consortium) -> None:
