@@ -10,8 +10,8 @@
     kits/NAME.kit                   what goes back to the site
     log.jsonl                       who was enrolled and revoked, when, by which fingerprint
 
-Of a site there is one good certificate at a time. What is revoked is on the list before the command returns; the
-gateway sees that the list has changed.
+Of a site there is one good certificate at a time, and after a renewal the earlier one, of the same keys, until it
+runs out. What is revoked is on the list before the command returns; the gateway sees that the list has changed.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ class Enrolled:
     """A site as the coordinator knows it.
 
     serial: of its certificate; until: when that runs out, ISO; fingerprint: of the request that was compared
+    earlier: serials of certificates of the same keys that it had before, and until when they are good
     """
 
     site: str
@@ -60,6 +61,13 @@ class Enrolled:
     until: str
     fingerprint: str
     reason: str = ""
+    earlier: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def overlapping(self) -> dict[str, str]:
+        """`earlier`, without what has run out."""
+        now = datetime.now(UTC)
+        return {one: until for one, until in self.earlier.items() if datetime.fromisoformat(until) > now}
 
     @property
     def days_left(self) -> int:
@@ -156,22 +164,28 @@ class Consortium:
     def enrol(self, request: Request, days: int = DAYS, replace: bool = False) -> Path:
         """Sign a site's certificate and write its kit, whose path is returned.
 
-        replace: the site's earlier certificate is revoked, and its keys are forgotten
+        replace: the site is enrolled already. Its earlier certificate stays good until it runs out if the request
+            is of the same keys, and is revoked if not
+
         Raises InputError if the site is enrolled and is not to be replaced.
         """
         self._owned()
         with self._locked():
-            earlier = next((one for one in self.sites() if one.site == request.site), None)
-            if earlier and earlier.status == ENROLLED:
+            before = next((one for one in self.sites() if one.site == request.site), None)
+            earlier: dict[str, str] = {}
+            if before and before.status == ENROLLED:
                 if not replace:
-                    found = f"it is enrolled since {earlier.since[:10]}"
-                    raise InputError(
-                        refusal(f"site {request.site!r}", found, "use --replace if its keys are new")
-                    )
-                self._strike(earlier)
-                self._log("revoked", site=request.site, reason="replaced")
-            elif earlier:
-                self._require_new(request)
+                    found = f"it is enrolled since {before.since[:10]}"
+                    remedy = "use --replace if that is a renewal, or its keys are new"
+                    raise InputError(refusal(f"site {request.site!r}", found, remedy))
+                if all(self._kept(request)):
+                    earlier = {**before.overlapping, str(before.serial): before.until}
+                else:
+                    self._strike(before)
+                    self._log("revoked", site=request.site, reason="replaced")
+            elif before and any(self._kept(request)):  # whoever has it would be let in again
+                remedy = "have the site make new ones: pm1-site init in another folder"
+                raise InputError(refusal(f"site {request.site!r}", "its keys were revoked", remedy))
             made = self._authority().client(_key(request), request.site, SITE, days)
             site = _made(self.folder / "sites" / request.site)
             atomic.write_text(site / "request.json", request.to_json())
@@ -179,9 +193,11 @@ class Consortium:
             atomic.write_text(site / "node.pub", request.node)
             atomic.write_text(site / "identity.pub", request.identity)
             until = made.not_valid_after_utc.isoformat()
-            status = Enrolled(request.site, ENROLLED, made.serial_number, today(), until, request.fingerprint)
+            facts = (today(), until, request.fingerprint)
+            status = Enrolled(request.site, ENROLLED, made.serial_number, *facts, earlier=earlier)
             atomic.write_json(site / "status.json", asdict(status))
-            self._log("enrolled", site=request.site, fingerprint=request.fingerprint, until=until)
+            what = "renewed" if earlier else "enrolled"
+            self._log(what, site=request.site, fingerprint=request.fingerprint, until=until)
         return self.kit(request.site)
 
     def kit(self, site: str) -> Path:
@@ -206,7 +222,7 @@ class Consortium:
         return found[name]
 
     def revoke(self, name: str, reason: str) -> Enrolled:
-        """Shut a site out: its certificate is on the list when this returns. Raises InputError if it is already."""
+        """Shut a site out: its certificates are on the list when this returns. Raises InputError if it is out."""
         with self._locked():
             one = self.site(name)
             if one.status == REVOKED:
@@ -216,29 +232,26 @@ class Consortium:
             return self._revoke(one, reason)
 
     def _strike(self, one: Enrolled) -> None:
-        """Put a site's certificate on the list; a second time does no harm."""
+        """Put a site's certificates on the list; a second time does no harm."""
         authority, file = self._authority(), self.folder / "ca/ca.crl"
         before = x509.load_pem_x509_crl(file.read_bytes())
         number = before.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
-        serials = [entry.serial_number for entry in before] + [one.serial]
+        serials = [entry.serial_number for entry in before] + [one.serial, *map(int, one.earlier)]
         atomic.write_text(file, certificates.pem(authority.revoked(serials, number + 1)))
 
     def _revoke(self, one: Enrolled, reason: str) -> Enrolled:
         self._strike(one)
-        gone = Enrolled(one.site, REVOKED, one.serial, today(), one.until, one.fingerprint, reason)
+        gone = replace(one, status=REVOKED, since=today(), reason=reason)
         atomic.write_json(self.folder / "sites" / one.site / "status.json", asdict(gone))
         (self.folder / "kits" / f"{one.site}.kit").unlink(missing_ok=True)
         self._log("revoked", site=one.site, reason=reason)
         return gone
 
-    def _require_new(self, request: Request) -> None:
-        """Raise InputError if a key of `request` is one that was revoked: whoever has it would be let in again."""
-        folder = self.folder / "sites" / request.site
-        before = Request.from_json((folder / "request.json").read_text(), folder / "request.json")
-        same = _key(before).public_numbers() == _key(request).public_numbers()
-        if same or before.node == request.node or before.identity == request.identity:
-            remedy = "have the site make new ones: pm1-site init in another folder"
-            raise InputError(refusal(f"site {request.site!r}", "its keys were revoked", remedy))
+    def _kept(self, request: Request) -> list[bool]:
+        """Of each key of `request`, whether the site had it before."""
+        file = self.folder / "sites" / request.site / "request.json"
+        before = Request.from_json(file.read_text(), file)
+        return [had == has for had, has in zip(_keys(before), _keys(request), strict=True)]
 
     def _kit(self, site: str, certificate: str) -> Kit:
         facts = self.facts
@@ -294,6 +307,10 @@ def _enrolled(file: Path) -> Enrolled:
         return Enrolled(**atomic.read_json(file))
     except TypeError:
         raise StateError(refusal(file, "it is damaged", "put your backup back")) from None
+
+
+def _keys(request: Request) -> tuple[object, ...]:
+    return _key(request).public_numbers(), request.node, request.identity
 
 
 def _key(request: Request) -> certificates.PublicKey:

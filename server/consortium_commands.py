@@ -45,7 +45,9 @@ def add_parser(commands: Subcommands) -> None:
     enrol.add_argument("request", type=Path, metavar="REQUEST", help="the file that pm1-site init wrote")
     enrol.add_argument("--fingerprint", metavar="HEX", help="as the site read it out; asked for if not given")
     enrol.add_argument(
-        "--replace", action="store_true", help="the site has new keys; its old ones are revoked"
+        "--replace",
+        action="store_true",
+        help="renew the certificate of an enrolled site; if its keys are new, those it had are revoked",
     )
     for sub in (init, enrol):
         sub.add_argument(
@@ -96,6 +98,8 @@ def _enrol(options: argparse.Namespace) -> None:
     file = consortium.enrol(request, options.days, options.replace)
     one = consortium.site(request.site)
     print(f"{request.site} is enrolled until {one.until[:10]}.")
+    for until in one.overlapping.values():
+        print(f"Its earlier certificate stays good until {until[:10]}: it installs the kit before that.")
     print(f"Kit: {file}, to be sent to the site; nothing in it is secret.")
     print(f"The site will ask you to read out:\n\n  {grouped(consortium.fingerprint)}\n")
     print("Sites that are enrolled already learn of it by a new kit: pm1-server kit SITE.")
@@ -120,6 +124,9 @@ def _sites(options: argparse.Namespace) -> None:
             f"{one.site:<24} {one.status:<10} {one.since[:10]:<11} {one.until[:10]:<11} "
             f"{grouped(one.fingerprint[:16])}"
         )
+        if one.status == ENROLLED:
+            for until in one.overlapping.values():
+                print(f"{'':<24} {'earlier':<10} {'':<11} {until[:10]:<11} of the same keys")
     if consortium.days_left < _SOON:
         print(f"gateway: {consortium.days_left} days left; pm1-server init --renew", file=sys.stderr)
     for one in sites:

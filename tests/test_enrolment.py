@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import stat
 import subprocess
 from collections.abc import Callable, Iterator
@@ -139,8 +141,7 @@ def test_who_is_revoked_is_on_the_list_and_comes_back_with_new_keys_only(tmp_pat
     enrol(consortium, site / "leeds.request")
     serial = Consortium(consortium).site("leeds").serial
     assert server_command(["revoke", "--folder", str(consortium), "leeds", "--reason", "lost its disk"]) == 0
-    listed = x509.load_pem_x509_crl((consortium / "ca/ca.crl").read_bytes())
-    assert [entry.serial_number for entry in listed] == [serial]
+    assert listed(consortium) == [serial]
     assert not (consortium / "kits/leeds.kit").exists()
     said()
     assert enrol(consortium, site / "leeds.request") == 2
@@ -152,38 +153,72 @@ def test_who_is_revoked_is_on_the_list_and_comes_back_with_new_keys_only(tmp_pat
     assert log == ["enrolled", "revoked", "enrolled"]
 
 
+def verified(consortium: Path, certificate: Path) -> str:
+    """What openssl says of a certificate, under the authority and the list of revoked ones."""
+    command = ["openssl", "verify", "-x509_strict", "-crl_check", "-purpose", "sslclient"]
+    command += ["-CAfile", str(consortium / "ca/ca.crt"), "-CRLfile", str(consortium / "ca/ca.crl")]
+    done = subprocess.run([*command, str(certificate)], capture_output=True, text=True, check=False)
+    return (done.stdout + done.stderr).strip()
+
+
+def listed(consortium: Path) -> list[int]:
+    """Serials of revoked certificates."""
+    found = x509.load_pem_x509_crl((consortium / "ca/ca.crl").read_bytes())
+    return [entry.serial_number for entry in found]
+
+
 def test_openssl_takes_what_join_installed_until_it_is_revoked(tmp_path: Path) -> None:
     consortium, site = started(tmp_path)
     enrol(consortium, site / "leeds.request")
     join(site, consortium / "kits/leeds.kit")
-    command = ["openssl", "verify", "-x509_strict", "-crl_check", "-purpose", "sslclient"]
-    command += ["-CAfile", str(site / "ca.crt"), "-CRLfile", str(consortium / "ca/ca.crl")]
-    command += [str(site / "client.crt")]
-
-    def verified() -> str:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        return done.stdout + done.stderr
-
-    assert verified().strip().endswith("OK")
+    assert (site / "ca.crt").read_text() == (consortium / "ca/ca.crt").read_text()
+    assert verified(consortium, site / "client.crt").endswith("OK")
     server_command(["revoke", "--folder", str(consortium), "leeds", "--reason", "test"])
-    assert "certificate revoked" in verified()
+    assert "certificate revoked" in verified(consortium, site / "client.crt")
 
 
-def test_a_certificate_is_renewed_and_the_earlier_one_is_no_longer_good(tmp_path: Path, said: Said) -> None:
+def test_a_renewal_leaves_the_earlier_certificate_good_and_a_revocation_ends_both(
+    tmp_path: Path, said: Said
+) -> None:
     consortium, site = started(tmp_path)
     enrol(consortium, site / "leeds.request", "--days", "10")
     join(site, consortium / "kits/leeds.kit")
     first = Consortium(consortium).site("leeds")
+    shutil.copy(site / "client.crt", tmp_path / "first.crt")
     said()
     server_command(["sites", "--folder", str(consortium)])
     assert "leeds: 9 days left" in said()
     assert site_command(["init", "--folder", str(site), "--renew"]) == 0
     assert enrol(consortium, site / "leeds.request") == 2
     assert enrol(consortium, site / "leeds.request", "--replace") == 0
+    assert f"stays good until {first.until[:10]}" in said()
     assert join(site, consortium / "kits/leeds.kit") == 0
-    listed = x509.load_pem_x509_crl((consortium / "ca/ca.crl").read_bytes())
-    assert [entry.serial_number for entry in listed] == [first.serial]
     assert certificates.read_certificate(site / "client.crt").serial_number != first.serial
+    assert Consortium(consortium).site("leeds").overlapping == {str(first.serial): first.until}
+    said()
+    server_command(["sites", "--folder", str(consortium)])
+    assert re.search(f"earlier +{first.until[:10]}", said())
+
+    both = (tmp_path / "first.crt", site / "client.crt")
+    assert all(verified(consortium, one).endswith("OK") for one in both)
+    server_command(["revoke", "--folder", str(consortium), "leeds", "--reason", "test"])
+    assert all("certificate revoked" in verified(consortium, one) for one in both)
+
+
+def test_a_certificate_of_new_keys_ends_the_earlier_ones_at_once(tmp_path: Path) -> None:
+    """All of them, though the last was a renewal."""
+    consortium, site = started(tmp_path)
+    serials = []
+    for more in ((), ("--replace",)):
+        enrol(consortium, site / "leeds.request", *more)
+        serials.append(Consortium(consortium).site("leeds").serial)
+    assert listed(consortium) == []
+    (site / "keys/node.key").unlink()
+    certificates.write_key(site / "keys/node.key", certificates.new_key(), encrypted=False)
+    site_command(["init", "--folder", str(site), "--renew"])
+    assert enrol(consortium, site / "leeds.request", "--replace") == 0
+    assert listed(consortium) == sorted(serials)
+    assert Consortium(consortium).site("leeds").overlapping == {}
 
 
 def test_keys_that_others_can_read_are_not_used(tmp_path: Path, said: Said) -> None:
@@ -264,18 +299,21 @@ def test_the_coordinators_own_certificates_are_renewed(tmp_path: Path, said: Sai
 def test_a_replacement_that_was_cut_off_is_made_good_by_another_try(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also with the same keys, as for a renewal."""
+    """A renewal leaves the first certificate good meanwhile, and new keys do not."""
     consortium, site = started(tmp_path)
     enrol(consortium, site / "leeds.request")
     first = Consortium(consortium).site("leeds")
-    with monkeypatch.context() as patch:
-        patch.setattr("pm1_core.certificates.Authority.client", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            enrol(consortium, site / "leeds.request", "--replace")
-    assert Consortium(consortium).site("leeds").status == "enrolled"
-    assert enrol(consortium, site / "leeds.request", "--replace") == 0
-    listed = x509.load_pem_x509_crl((consortium / "ca/ca.crl").read_bytes())
-    assert [entry.serial_number for entry in listed] == [first.serial]
+    fresh = tmp_path / "fresh"
+    site_command(["init", "--folder", str(fresh), "--site", "leeds"])
+    for request, ended in ((site / "leeds.request", []), (fresh / "leeds.request", [first.serial])):
+        with monkeypatch.context() as patch:
+            patch.setattr("pm1_core.certificates.Authority.client", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                enrol(consortium, request, "--replace")
+        assert Consortium(consortium).site("leeds") == first
+        assert listed(consortium) == ended
+    assert enrol(consortium, fresh / "leeds.request", "--replace") == 0
+    assert listed(consortium) == [first.serial]
 
 
 def test_a_damaged_status_is_a_sentence(tmp_path: Path, said: Said) -> None:
