@@ -18,6 +18,7 @@ from pm1_core.command import grammar, guarded
 from pm1_core.errors import ConfigError
 from pm1_core.validate import refusal
 from simulations import sweep
+from simulations.learning import command as learning
 
 _OVERRIDES = """\
 Overrides are Hydra's: key=value, group=choice. For example
@@ -61,6 +62,7 @@ def parser() -> argparse.ArgumentParser:
                 "--json", action="store_true", help="print the outcome as JSON on standard output"
             )
     sweep.add_parser(commands)
+    learning.add_parser(commands)
     report = commands.add_parser("report", help="write a finished run's report again")
     report.add_argument("run", type=Path, help="folder of the run, e.g. runs/ukb_eyepacs-small")
     return root
@@ -88,6 +90,11 @@ def _run(options: argparse.Namespace) -> None:
         from simulations.progress import Stages
 
         sweep.command(options, Stages())
+        return
+    if options.command == "learn":
+        from simulations.progress import Stages
+
+        learning.command(options, Stages())
         return
     config = compose.load("simulation", options.overrides)
     _require_bare_resume(config, options.overrides)

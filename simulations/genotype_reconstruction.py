@@ -41,7 +41,7 @@ def reconstruction(
     for done, phase in enumerate(phases):
         step(phase.name, done, len(phases))
         task = GenotypeTask(phase.parameters, train.study)
-        accuracies = {"pm1": _accuracy(task, test, people, state)}
+        accuracies = {"pm1": accuracy(task, test, people, state)}
         for name, architecture in ARCHITECTURES.items() if baselines else ():
             parameters = {**phase.parameters, "architecture": architecture}
             baseline = GenotypeTask(parameters, train.study)
@@ -50,20 +50,21 @@ def reconstruction(
                 for number in range(1, phase.rounds + 1)
             ]
             tensors = train_locally(baseline, train, orders, state, folder / architecture)
-            accuracies[name] = _accuracy(baseline, test, people, tensors)
-        accuracies["majority"] = _majority(test.dosages(task.chromosome, people), state, phase)
+            accuracies[name] = accuracy(baseline, test, people, tensors)
+        accuracies["majority"] = majority_accuracy(test.dosages(task.chromosome, people), state, phase)
         rows.append({"chromosome": task.chromosome, "snps": task.snps, "weighted_accuracy": accuracies})
     step("", len(phases), len(phases))
     return {"split": "test", "people": len(people), "rows": rows}
 
 
-def _accuracy(task: GenotypeTask, store: PooledStore, people: np.ndarray, tensors: Tensors) -> float:
+def accuracy(task: GenotypeTask, store: PooledStore, people: np.ndarray, tensors: Tensors) -> float:
+    """Weighted accuracy of the genotypes of `people` rebuilt from their tokens."""
     dosages = store.dosages(task.chromosome, people)
     return weighted_accuracy(dosage_confusion(dosages, task.reconstruct(tensors, dosages)))
 
 
-def _majority(dosages: np.ndarray, state: State, phase: Phase) -> float:
-    """Everybody gets the dosage that is most frequent in the training people."""
+def majority_accuracy(dosages: np.ndarray, state: State, phase: Phase) -> float:
+    """Weighted accuracy of who gives everybody the dosage that is most frequent in the training people."""
     counts = state[f"statistics.genotype.{phase.parameters['chromosome']}.counts"]
     predicted = np.broadcast_to(counts.argmax(1).astype(np.uint8), dosages.shape)
     return weighted_accuracy(dosage_confusion(dosages, predicted))

@@ -1,4 +1,4 @@
-"""Do the two representations of a person lie closer than those of two people? (figure 2 of the paper, as a number)"""
+"""Do two representations of a person lie closer than those of two people? Figure 2 of the paper, as a number."""
 
 from __future__ import annotations
 
