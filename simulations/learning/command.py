@@ -25,6 +25,8 @@ Examples
 Interrupted, the same command goes on; with further seeds it runs those. runs/NAME/reasons.json, if there is one,
 is put beside the verdicts: claim -> why it does not appear."""
 
+_ELSEWHERE = {"seed": "use --seeds 0,1,2", "resume": "run the same command again: what is done stays"}
+
 
 def add_parser(commands: Subcommands) -> None:
     """The grammar of `learn`."""
@@ -45,8 +47,8 @@ def command(options: argparse.Namespace, stages: Stages) -> None:
     """Do what `options`, parsed by the grammar above, ask for."""
     seeds = seeds_of(options.seeds)
     for override in options.overrides:
-        if override.partition("=")[0] == "seed":
-            raise ConfigError(refusal(f"argument {override!r}", "seeds are several", "use --seeds 0,1,2"))
+        if remedy := _ELSEWHERE.get(override.partition("=")[0]):
+            raise ConfigError(refusal(f"argument {override!r}", "is not a key of this command", remedy))
     config = compose.load("simulation", options.overrides)
 
     from simulations.learning.page import NAME, write_outcome

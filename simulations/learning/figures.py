@@ -11,7 +11,7 @@ Of the encoders:
 Of a variant of the fusion phase:
 
     auc.INPUTS.TARGET           area under the ROC curve of people with all modalities
-    eyes.own, .others, .area    distances of fused tokens of the two eyes, see evaluation.pairs
+    eyes.own, .others, .area, .ratio    distances of fused tokens of the two eyes, see evaluation.pairs
     eyes.before.own, ...        the same of the standardised tokens that go into the transformer
     inference.INPUTS.CHROMOSOME weighted accuracy of genotypes from other modalities; INPUTS mean: the mean token
     token.INPUTS                mean squared error of standardised genotype tokens, which their mean leaves near 1
@@ -170,7 +170,8 @@ def _eyes(model: PM1, raw: TokenSet) -> Figures:
         ("eyes.before", standard[Modality.FUNDUS][both]),
     ):
         found = pair_distances(eyes[:, 0], eyes[:, 1])
-        figures |= {f"{name}.own": found.own, f"{name}.others": found.others, f"{name}.area": found.area}
+        shown = {"own": found.own, "others": found.others, "area": found.area, "ratio": found.ratio}
+        figures |= {f"{name}.{kind}": value for kind, value in shown.items()}
     return figures
 
 

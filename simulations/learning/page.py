@@ -149,7 +149,9 @@ def _variants(seeds: Mapping[str, Seed]) -> Table:
         "two eyes closer than two people's, how often": "eyes.area",
         "distance of a person's eyes": "eyes.own",
         "distance of two people's eyes": "eyes.others",
+        "how many times farther": "eyes.ratio",
         "before the transformer: how often": "eyes.before.area",
+        "before the transformer: how many times farther": "eyes.before.ratio",
     }
     return {
         "title": "Ablations side by side",

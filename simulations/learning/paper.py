@@ -99,6 +99,14 @@ CLAIMS: tuple[Claim, ...] = (
         "without_infonce/eyes.area",
     ),
     Claim(
+        "eyes.ratio",
+        "figure 2",
+        "and two people's are more times as far apart as one person's with InfoNCE than without",
+        ("with InfoNCE", "without"),
+        "full/eyes.ratio",
+        "without_infonce/eyes.ratio",
+    ),
+    Claim(
         "auc.photographs",
         "table 1",
         "photographs added to phenotypes raise the area of eye diseases",

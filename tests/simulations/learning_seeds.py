@@ -10,6 +10,7 @@ from simulations.diseases import DISEASES
 from simulations.learning.variants import VARIANTS
 
 CHROMOSOMES = (21, 22)
+_EYES = ("own", "others", "area", "ratio", "before.area", "before.ratio")
 _METHODS = {"pm1": 0.70, "linear": 0.69, "shallow": 0.60, "majority": 0.33}
 _INPUTS = {"G+P+I": 0.6, "P+I": 0.36, "P": 0.35, "I": 0.34}
 
@@ -36,9 +37,7 @@ def _seed(rng: np.random.Generator) -> dict[str, dict[str, float]]:
 def _fusion(full: bool, noisy) -> dict[str, float]:  # type: ignore[no-untyped-def]
     figures = {f"auc.P.{disease.name}": noisy(0.65) for disease in DISEASES}
     figures |= {f"auc.{inputs}.{d.name}": noisy(0.66) for inputs in ("P+I", "P+G", "P+I+G") for d in DISEASES}
-    figures |= {
-        f"eyes.{name}": noisy(0.9 if full else 0.7) for name in ("own", "others", "area", "before.area")
-    }
+    figures |= {f"eyes.{name}": noisy(0.9 if full else 0.7) for name in _EYES}
     for prefix in ("", "bare."):
         for inputs, accuracy in _INPUTS.items():
             figures |= {f"{prefix}inference.{inputs}.{c}": noisy(accuracy) for c in CHROMOSOMES}

@@ -105,6 +105,7 @@ def test_a_killed_study_goes_on_where_it_was(tmp_path: Path, capsys: pytest.Capt
         (["--seeds", "0,x"], "list whole numbers"),
         (["--seeds", "1,1"], "each once"),
         (["seed=3"], "use --seeds"),
+        (["resume=small"], "run the same command again"),
         (["privacy=record", "privacy.epsilon=4"], "use privacy=none"),
         (["study=real"], "use study=ukb_eyepacs"),
         (["study=tabular", "site.tasks=[tabular]"], "trains the whole model"),
