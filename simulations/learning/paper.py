@@ -20,7 +20,7 @@ def _reconstruction(method: str, words: str, every: bool) -> Claim:
     return Claim(
         f"genotype.{method}.{'every' if every else 'mean'}",
         "supplementary figure 9",
-        f"genotypes are rebuilt better by the VAE than by a {words}, {where}",
+        f"Genotypes are rebuilt better by the VAE than by a {words}, {where}",
         ("VAE", words),
         "encoders/genotype.pm1.*",
         f"encoders/genotype.{method}.*",
@@ -32,7 +32,7 @@ def _imputation(method: str, words: str, kind: str) -> Claim:
     return Claim(
         f"imputation.{method}.{kind}",
         "section 2",
-        f"hidden {kind} phenotypes are imputed better than by {words}",
+        f"Hidden {kind} phenotypes are imputed better than by {words}",
         ("auto-encoder", words),
         f"encoders/imputation.pm1.{kind}",
         0.0 if method == "means" else f"encoders/imputation.{method}.{kind}",
@@ -43,7 +43,7 @@ def _ablation(variant: str, words: str) -> Claim:
     return Claim(
         f"ablation.{variant}",
         "supplementary figure 14",
-        f"tokens are rebuilt with a smaller validation loss than {words}",
+        f"Tokens are rebuilt with a smaller validation loss than {words}",
         ("whole model", words),
         "full/validation.*",
         f"{variant}/validation.*",
@@ -59,11 +59,11 @@ def _inference(second: str, words: str, bare: bool) -> tuple[Claim, Claim]:
     text, sides = f"from phenotypes and photographs are better than from {words}{beside}", ("P+I", second)
     return (
         Claim(
-            f"{prefix}inference.{second}", _INFERENCE, f"genotypes {text}", sides,
+            f"{prefix}inference.{second}", _INFERENCE, f"Genotypes {text}", sides,
             f"full/{prefix}inference.P+I.*", f"full/{of_second}inference.{second}.*",
         ),
         Claim(
-            f"{prefix}token.{second}", _INFERENCE, f"genotype tokens {text}", sides,
+            f"{prefix}token.{second}", _INFERENCE, f"Genotype tokens {text}", sides,
             f"full/{prefix}token.P+I", f"full/{of_second}token.{second}", lower=True,
         ),
     )  # fmt: skip
@@ -85,7 +85,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "eyes.closer",
         "figure 2",
-        "fused tokens of a person's two eyes lie closer than those of two people",
+        "Fused tokens of a person's two eyes lie closer than those of two people",
         ("how often they do", "chance"),
         "full/eyes.area",
         0.5,
@@ -93,7 +93,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "eyes.contrast",
         "figure 2",
-        "and do so more often with InfoNCE than without",
+        "They do so more often with InfoNCE than without",
         ("with InfoNCE", "without"),
         "full/eyes.area",
         "without_infonce/eyes.area",
@@ -101,7 +101,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "eyes.ratio",
         "figure 2",
-        "and two people's are more times as far apart as one person's with InfoNCE than without",
+        "Of two people they are more times as far apart as of one with InfoNCE than without",
         ("with InfoNCE", "without"),
         "full/eyes.ratio",
         "without_infonce/eyes.ratio",
@@ -109,7 +109,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "auc.photographs",
         "table 1",
-        "photographs added to phenotypes raise the area of eye diseases",
+        "Photographs added to phenotypes raise the area of eye diseases",
         ("P+I", "P"),
         "full/auc.P+I.*",
         "full/auc.P.*",
@@ -118,7 +118,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "auc.genotypes",
         "table 1",
-        "genotypes added to phenotypes do not lower the area of diseases with a genetic liability, here all nine",
+        "Genotypes added to phenotypes do not lower the area of diseases with a genetic liability, here all nine",
         ("P+G", "P"),
         "full/auc.P+G.*",
         "full/auc.P.*",

@@ -115,5 +115,5 @@ def test_pages_of_one_seed_say_that_nothing_is_decided() -> None:
     run = {**RUN, "seeds": [0]}
     text = document({"run": run, "claims": held(seeds, {}), "figures": seeds})
     assert "undecided otherwise, as is every claim of one seed" in " ".join(text.replace("*", "").split())
-    assert f"So far: {len(CLAIMS)} undecided." in " ".join(text.split())
+    assert f"Verdicts: undecided {len(CLAIMS)}." in " ".join(text.split())
     assert table_of(held(seeds, {})).count(",,") == len(CLAIMS), "low and high are empty"
