@@ -92,12 +92,13 @@ class VcfGenotypes:
         everybody = dict.fromkeys(sample for samples in self._samples.values() for sample in samples)
         self.people = [Person(subject) for subject in everybody]
         first = next(iter(self._samples.values()))
+        of_first = set(first)
         for chromosome, samples in self._samples.items():
-            path = self._files[chromosome]
-            shared = [sample for sample in first if sample in set(samples)]
-            if [sample for sample in samples if sample in set(first)] != shared:
+            path, here = self._files[chromosome], set(samples)
+            shared = [sample for sample in first if sample in here]
+            if [sample for sample in samples if sample in of_first] != shared:
                 findings.add("genotype.sample-order", path, f"chromosome {chromosome}")
-            absent = [sample for sample in everybody if sample not in set(samples)]
+            absent = [sample for sample in everybody if sample not in here]
             findings.add_all("genotype.sample-missing", path, absent)
 
     @property

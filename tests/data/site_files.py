@@ -126,7 +126,7 @@ def write_vcf(path: Path, people: Sequence[str], lines: Sequence[str], contigs: 
         "##fileformat=VCFv4.2\n" + contigs + '##FORMAT=<ID=GT,Number=1,Type=String,Description="Genotype">\n'
     )
     columns = "\t".join(["#CHROM", "POS", "ID", "REF", "ALT", "QUAL", "FILTER", "INFO", "FORMAT", *people])
-    with gzip.open(path, "wt") as stream:
+    with gzip.open(path, "wt", compresslevel=1) as stream:
         stream.write(header + columns + "\n" + "".join(line + "\n" for line in lines))
 
 

@@ -22,16 +22,17 @@ from site_files import (
     write_pgen,
     write_site,
     write_study,
+    write_vcfs,
 )
 
 _CHILD = """
 import sys
 from pathlib import Path
-from pm1_core.data import genotype_readers, tables
+from pm1_core.data import genotype_readers, genotype_vcf, tables
 from pm1_core.data.manifest import load_manifest
 from pm1_core.data.preparation import prepare
 
-genotype_readers._CALL_BYTES = genotype_readers._PACKED_BYTES = 1 << 20
+genotype_readers._CALL_BYTES = genotype_readers._PACKED_BYTES = genotype_vcf._BLOCK_BYTES = 1 << 20
 tables._BLOCK, tables._CELLS = 1 << 20, 1 << 17
 prepare(load_manifest(sys.argv[1]), sys.argv[2])
 lines = Path("/proc/self/status").read_text().splitlines()
@@ -47,20 +48,24 @@ def peak(manifest: Path) -> int:
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout) << 10
 
 
-def genotypes(folder: Path, people: int, variants: list[Variant]) -> Path:
+def genotypes(folder: Path, people: int, variants: list[Variant], kind: str) -> Path:
     folder.mkdir()
     names = [f"p{i:06d}" for i in range(people)]
     dosages = random_dosages(people, len(variants))
     write_study(folder, variants)
-    write_pgen(folder / "cohort", names, variants, dosages)
-    return write_site(folder, genotype=genotype_part("pgen", "cohort"))
+    if kind == "pgen":
+        write_pgen(folder / "cohort", names, variants, dosages)
+        return write_site(folder, genotype=genotype_part("pgen", "cohort"))
+    write_vcfs(folder, names, variants, dosages)
+    return write_site(folder, genotype=genotype_part("vcf", "chr{chrom}.vcf.gz"))
 
 
-def test_genotypes(tmp_path: Path) -> None:
-    few, many, snps = 1000, 15_000, 4000
+@pytest.mark.parametrize(("kind", "few", "many"), [("pgen", 1000, 15_000), ("vcf", 1500, 6000)])
+def test_genotypes(tmp_path: Path, kind: str, few: int, many: int) -> None:
+    snps = 4000
     variants = reference(snps // 2, [1, 2])
-    small = peak(genotypes(tmp_path / "few", few, variants))
-    large = peak(genotypes(tmp_path / "many", many, variants))
+    small = peak(genotypes(tmp_path / "few", few, variants, kind))
+    large = peak(genotypes(tmp_path / "many", many, variants, kind))
     more = (many - few) * snps  # bytes, if calls were held
     assert large - small < (many - few) * _A_PERSON + 0.15 * more
 
