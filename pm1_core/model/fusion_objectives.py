@@ -14,8 +14,8 @@ does not: its negatives are the other people of the batch, hence of one site.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -85,17 +85,39 @@ class FusionObjective:
 class FusionLosses:
     """Scalars of one batch, in the graph: `total` (eq. 3) and its parts.
 
-    errors: sum of squared errors (mean over dimensions) and number of tokens by "mask.genotype",
-        "recon.fundus" ...; detached. Their quotient is 1 for a model that answers the training mean.
-    anchors: (sum of eq. 2 over anchors, number of anchors)
+    each: squared errors (mean over dimensions) of tokens, float [n, 25]
+    chosen: bool [n, 25], which of them "mask" and "recon" are about
+    terms, anchored: of `info_nce`
     """
 
     total: Tensor
     mask: Tensor
     recon: Tensor
     contrast: Tensor
-    errors: dict[str, tuple[float, int]] = field(default_factory=dict)
-    anchors: tuple[float, int] = (0.0, 0)
+    each: Tensor
+    chosen: Mapping[str, Tensor]
+    terms: Tensor
+    anchored: Tensor
+
+    @property
+    def errors(self) -> dict[str, tuple[float, int]]:
+        """Sum of squared errors and number of tokens by "mask.genotype", "recon.fundus" ...
+
+        Their quotient is 1 for a model that answers the training mean.
+        """
+        return {
+            f"{part}.{modality}": (
+                float(torch.where(where[:, places], self.each[:, places], 0.0).sum()),
+                int(where[:, places].sum()),
+            )
+            for part, where in self.chosen.items()
+            for modality, places in TOKENS_OF.items()
+        }
+
+    @property
+    def anchors(self) -> tuple[float, int]:
+        """Sum of eq. 2 over anchors, and their number."""
+        return float(self.terms.sum()), int(self.anchored.sum())
 
 
 def draw_masks(present: Tensor, objective: FusionObjective, draws: torch.Generator) -> Tensor:
@@ -214,8 +236,10 @@ def fusion_losses(
         mask,
         recon,
         contrast,
-        _by_modality(errors.detach(), {"mask": masked, "recon": visible}),
-        (float(terms.detach().sum()), int(anchors.sum())),
+        errors.detach(),
+        {"mask": masked, "recon": visible},
+        terms.detach(),
+        anchors,
     )
 
 
@@ -250,14 +274,3 @@ def group_losses(
     contrast = (terms.sum(-1) / anchors.sum(-1).clamp(min=1)).sum(-1)
     recovered = torch.stack([own.sum() for own in torch.split(mask + recon, list(shares))])
     return (1 - objective.contrast) * recovered + objective.contrast * contrast
-
-
-def _by_modality(errors: Tensor, chosen: dict[str, Tensor]) -> dict[str, tuple[float, int]]:
-    return {
-        f"{part}.{modality}": (
-            float(torch.where(where[:, places], errors[:, places], 0.0).sum()),
-            int(where[:, places].sum()),
-        )
-        for part, where in chosen.items()
-        for modality, places in TOKENS_OF.items()
-    }

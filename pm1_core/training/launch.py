@@ -145,6 +145,11 @@ def _require_devices(processes: int, device: torch.device) -> None:
     if processes > torch.cuda.device_count():
         found = f"found {processes} for {torch.cuda.device_count()} GPUs"
         raise ConfigError(refusal(where, found, remedy))
+    kinds = sorted({torch.cuda.get_device_name(number) for number in range(processes)})
+    if len(kinds) > 1:
+        # Each draws all random numbers for itself, and GPUs of two kinds draw different ones from a seed.
+        found, remedy = f"found GPUs of several kinds ({', '.join(kinds)})", "choose by CUDA_VISIBLE_DEVICES"
+        raise ConfigError(refusal(where, found, remedy))
 
 
 def _error(folder: Path, failure: ProcessFailure) -> PM1Error:

@@ -13,6 +13,7 @@ import torch
 
 from pm1_core.errors import ConfigError
 from pm1_core.privacy.terms import record_terms
+from pm1_core.training.ahead import ahead
 from pm1_core.training.guide import UNGUIDED, Guide, Trained
 from pm1_core.training.memory import Memory
 from pm1_core.training.moments import load_moments, save_moments
@@ -26,15 +27,19 @@ from pm1_core.validate import refusal, require_choice, require_keys, require_ran
 
 @dataclass(frozen=True)
 class Losses:
-    """What one batch gives: the scalar to minimise, and named parts to report."""
+    """What one batch gives: the scalar to minimise, and named parts to report.
+
+    Parts may stay scalars on a GPU: the loop looks at them when it has to wait for the GPU anyway.
+    """
 
     total: torch.Tensor
-    parts: Mapping[str, float] = field(default_factory=dict)
+    parts: Mapping[str, float | torch.Tensor] = field(default_factory=dict)
 
 
 DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
 
-LossOf = Callable[[np.ndarray, torch.Generator, int], Losses]
+Read = Callable[[np.ndarray], Any]
+LossOf = Callable[[Any, torch.Generator, int], Losses]
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,7 @@ def train_epochs(
     loss_of: LossOf,
     guide: Guide = UNGUIDED,
     units: Units | None = None,
+    read: Read = lambda indices: indices,
 ) -> dict[str, float]:
     """Train `trained`, parameters of `module`, in place for one round and return averaged figures.
 
@@ -108,6 +114,8 @@ def train_epochs(
     guide: asked in every step that is taken, between clipping and the optimiser; not in skipped ones
     units: whose gradients are cut one by one where the order has record-level terms, see `private.train_privately`;
         a task that gives none cannot keep them, and ConfigError is raised
+    read: gives what `loss_of` gets in the place of indices. On a GPU a thread reads the next batch during a step,
+        so that it draws nothing and looks at nothing that is trained
 
     Returns {"loss": mean over people, "steps": n, "skipped_steps": n, "gradient_norm": mean, **parts}, and
     "loss_scale" in float16. The norm is of the task's own gradient, before clipping and without the guide. Skipped
@@ -137,32 +145,32 @@ def train_epochs(
         epoch = (order.round - 1) * config.epochs + local
         draws = generator(order.seed, order.phase, "epoch", epoch)
         shuffled = torch.randperm(examples, generator=draws).numpy()
-        for start in range(0, examples, batch):
-            indices = np.sort(shuffled[start : start + batch])
+        batches = [np.sort(shuffled[start : start + batch]) for start in range(0, examples, batch)]
+        contents = ahead(read, batches) if device == "cuda" else map(read, batches)
+        for indices, content in zip(batches, contents, strict=True):
             rate = learning_rate(config.optimiser, step, epoch, order.rounds * config.epochs)
             for group in optimiser.param_groups:
                 group["lr"] = rate
             optimiser.zero_grad(set_to_none=True)
             with computing(config.precision, device):
-                losses = loss_of(indices, draws, step)
+                losses = loss_of(content, draws, step)
             scale.backward(losses.total, optimiser)
             norm = float(
                 torch.nn.utils.clip_grad_norm_(parameters, config.optimiser.clip_norm or float("inf"))
             )
+            # Before the optimiser is started: a look at a GPU's numbers waits for all that it was asked for.
+            scalars = {"loss": losses.total.detach(), "gradient_norm": norm, **losses.parts}
+            figures = {name: float(value) for name, value in scalars.items()}
             too_large = config.optimiser.skip_norm is not None and norm > config.optimiser.skip_norm
             step += 1
-            if too_large or not np.isfinite(norm) or not torch.isfinite(losses.total):
+            if too_large or not np.isfinite(norm) or not np.isfinite(figures["loss"]):
                 skipped += 1
                 continue
             guide.adjust(trained)
             optimiser.step()
             steps += 1
             seen += len(indices)
-            for name, value in {
-                "loss": float(losses.total.detach()),
-                "gradient_norm": norm,
-                **losses.parts,
-            }.items():
+            for name, value in figures.items():
                 sums[name] += value * len(indices)
     if config.keep_moments:
         save_moments(optimiser, trained, memory, step)

@@ -11,6 +11,7 @@ import torch
 from pm1_core.data.store import Store
 from pm1_core.fields import TOKENS_OF, Modality
 from pm1_core.model.fusion import Tokens
+from pm1_core.training.ahead import placed
 from pm1_core.training.pm1 import PM1, TokenArrays
 
 Rows = np.ndarray | slice
@@ -46,8 +47,8 @@ class TokenSet:
     def batch(self, chosen: Rows, device: torch.device | str = "cpu") -> tuple[Tokens, torch.Tensor]:
         """Tokens of the chosen people and which are present, as the fusion transformer takes them."""
         present = self.present[chosen]
-        tokens = {m: self._tensor(m, self._read(m, chosen), present).to(device) for m in Modality}
-        return tokens, torch.from_numpy(present).to(device)
+        tokens = {m: self._tensor(m, self._read(m, chosen), present, device) for m in Modality}
+        return tokens, placed(torch.from_numpy(present), device)
 
     def chosen(self, people: np.ndarray) -> TokenSet:
         """The set of the people with these indices; nothing is read."""
@@ -58,15 +59,18 @@ class TokenSet:
         """A copy of rows as they are stored."""
         return np.array(self.tokens[modality][chosen if self.at is None else self.at[chosen]])
 
-    def _tensor(self, modality: Modality, rows: np.ndarray, present: np.ndarray) -> torch.Tensor:
+    def _tensor(
+        self, modality: Modality, rows: np.ndarray, present: np.ndarray, device: torch.device | str = "cpu"
+    ) -> torch.Tensor:
+        """Rows as they are stored -> float32 on `device`, where they are widened and standardised."""
         if rows.dtype == np.uint16:
-            tensor = torch.from_numpy(rows.view(np.int16)).view(torch.bfloat16).float()
+            tensor = placed(torch.from_numpy(rows.view(np.int16)).view(torch.bfloat16), device).float()
         else:
-            tensor = torch.from_numpy(rows)
+            tensor = placed(torch.from_numpy(rows), device)
         if modality in self.scale:
-            mean, std = self.scale[modality]
-            tensor.sub_(torch.from_numpy(mean)).div_(torch.from_numpy(std))
-            tensor[torch.from_numpy(~present[:, TOKENS_OF[modality]])] = 0
+            mean, std = (placed(torch.from_numpy(array), device) for array in self.scale[modality])
+            missing = placed(torch.from_numpy(~present[:, TOKENS_OF[modality]]), device)
+            tensor.sub_(mean).div_(std).masked_fill_(missing.unsqueeze(-1), 0)
         return tensor
 
 
@@ -83,8 +87,8 @@ class EncodedTokens(TokenSet):
         assert self.store is not None
         raw, _ = self.model.raw_tokens(self.store, self.people[chosen])
         present = self.present[chosen]
-        tokens = {m: self._tensor(m, raw[m], present).to(device) for m in Modality}
-        return tokens, torch.from_numpy(present).to(device)
+        tokens = {m: self._tensor(m, raw[m], present, device) for m in Modality}
+        return tokens, placed(torch.from_numpy(present), device)
 
     def _read(self, modality: Modality, chosen: Rows) -> np.ndarray:
         assert self.model is not None

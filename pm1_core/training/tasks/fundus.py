@@ -26,6 +26,7 @@ from pm1_core.model.fundus_lora import (
     set_draws,
 )
 from pm1_core.training.adapters import PREFIX, adapters_of, fundus_config
+from pm1_core.training.ahead import drawing_on
 from pm1_core.training.guide import UNGUIDED, Guide
 from pm1_core.training.loop import Losses, device_of, train_epochs
 from pm1_core.training.order import Order, derived_seed, generator
@@ -82,7 +83,8 @@ class FundusTask(Task):
         encoder = self._load(tensors)
 
         def loss_of(indices: np.ndarray, draws: torch.Generator, step: int) -> Losses:
-            return Losses(self._errors(encoder, photographs, indices, draws).mean())
+            drawn = drawing_on(self.device, draws)
+            return Losses(self._errors(encoder, photographs, indices, drawn).mean())
 
         def losses_of(indices: np.ndarray, draws: torch.Generator, step: int) -> torch.Tensor:
             set_draws(encoder, draws)

@@ -19,8 +19,9 @@ from pm1_core.model.fusion import FusionConfig, FusionTransformer, Tokens
 from pm1_core.model.fusion_objectives import FusionObjective, fusion_losses, group_losses
 from pm1_core.privacy.mechanisms import GROUPED, Mechanism
 from pm1_core.privacy.terms import record_terms
+from pm1_core.training.ahead import drawing_on
 from pm1_core.training.guide import UNGUIDED, Guide
-from pm1_core.training.loop import Losses, device_of, train_epochs
+from pm1_core.training.loop import Losses, LossOf, Read, device_of, train_epochs
 from pm1_core.training.order import Order, derived_seed, generator
 from pm1_core.training.parts import State, dump_part, load_part, named_part
 from pm1_core.training.pm1 import PM1
@@ -116,19 +117,29 @@ class FusionTask(Task):
                 module.inputs[name].requires_grad_(False)
                 module.outputs[name].requires_grad_(False)
 
-        def loss_of(indices: np.ndarray, draws: torch.Generator, step: int) -> Losses:
-            losses = fusion_losses(module, *self._batch(held, indices), self.objective, draws, over=divided)
-            parts = {name: float(getattr(losses, name).detach()) for name in ("mask", "recon", "contrast")}
-            return Losses(losses.total, parts)
-
         trained, units = named_part(module, PREFIX), self._groups(module, store, held, order)
-        metrics = train_epochs(module, trained, order, folder, len(held.people), loss_of, guide, units)
+        read, loss_of = self.steps(module, held)
+        metrics = train_epochs(module, trained, order, folder, len(held.people), loss_of, guide, units, read)
         sent = {
             name: array
             for name, array in dump_part(module, PREFIX).items()
             if order.privacy or (modality := self.modality_of(name)) is None or examples[modality]
         }
         return Update(sent, float(len(held.people)), metrics, examples)
+
+    def steps(self, module: FusionTransformer, held: TokenSet) -> tuple[Read, LossOf]:
+        """How a step of `train_epochs` reads its people of `held`, and what it minimises."""
+
+        def read(indices: np.ndarray) -> tuple[Tokens, torch.Tensor]:
+            return self._batch(held, indices)
+
+        def loss_of(batch: tuple[Tokens, torch.Tensor], draws: torch.Generator, step: int) -> Losses:
+            draws = drawing_on(self.device, draws)
+            losses = fusion_losses(module, *batch, self.objective, draws, over=divided)
+            parts = {name: getattr(losses, name).detach() for name in ("mask", "recon", "contrast")}
+            return Losses(losses.total, parts)
+
+        return read, loss_of
 
     @torch.no_grad()
     def evaluate(

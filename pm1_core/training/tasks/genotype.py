@@ -19,8 +19,9 @@ from pm1_core.fields import Modality, Split
 from pm1_core.model.baselines import GenotypeModel, build_genotype_model
 from pm1_core.model.genotype_vae import GenotypeVAEConfig, sample
 from pm1_core.model.objectives import GenotypeLosses, annealing, dosage_weights, genotype_losses
+from pm1_core.training.ahead import placed
 from pm1_core.training.guide import UNGUIDED, Guide
-from pm1_core.training.loop import LoopConfig, Losses, device_of, train_epochs
+from pm1_core.training.loop import LoopConfig, Losses, LossOf, Read, device_of, train_epochs
 from pm1_core.training.order import Order, derived_seed
 from pm1_core.training.parts import State, dump_part, load_part, named_part, part
 from pm1_core.training.private import Units
@@ -86,16 +87,6 @@ class GenotypeTask(Task):
         """One round on this site's training people; the KL weight goes on rising from the last round."""
         people = store.people(Split.TRAIN, Modality.GENOTYPE)
         module, weights = self._load(tensors), self._weights(state)
-        # Counted from the order: a site that missed rounds starts its own count afresh, but the study's
-        # weights are warmed up.
-        steps = count(self._steps_before(order, len(people)))
-
-        def loss_of(indices: np.ndarray, generator: torch.Generator, step: int) -> Losses:
-            share = annealing(next(steps), self.config.kl_anneal_steps)
-            dosages = self._dosages(store, people[indices])
-            losses, _ = self._losses(module, dosages, weights, share, generator)
-            parts = {"cross_entropy": float(losses.cross_entropy.detach()), "kl": float(losses.kl.detach())}
-            return Losses(losses.total, parts)
 
         def losses_of(indices: np.ndarray, draws: torch.Generator, step: int) -> torch.Tensor:
             share = annealing(step, self.config.kl_anneal_steps)
@@ -103,9 +94,32 @@ class GenotypeTask(Task):
             return self._each(module, dosages, weights, share, draws)[0].total
 
         trained, units = named_part(module, self.prefix), Units(len(people), losses_of)
-        metrics = train_epochs(module, trained, order, folder, len(people), loss_of, guide, units)
+        # Counted from the order: a site that missed rounds starts its own count afresh, but the study's
+        # weights are warmed up.
+        read, loss_of = self.steps(module, store, weights, self._steps_before(order, len(people)))
+        metrics = train_epochs(module, trained, order, folder, len(people), loss_of, guide, units, read)
         weight = float(len(people))
         return Update(dump_part(module, self.prefix), weight, metrics, {Modality.GENOTYPE: weight})
+
+    def steps(
+        self, module: GenotypeModel, store: Store, weights: torch.Tensor, before: int = 0
+    ) -> tuple[Read, LossOf]:
+        """How a step of `train_epochs` reads training people of `store`, and what it minimises.
+
+        weights: of dosages, see `dosage_weights`; before: steps of the phase that were taken before
+        """
+        people, steps = store.people(Split.TRAIN, Modality.GENOTYPE), count(before)
+
+        def read(indices: np.ndarray) -> torch.Tensor:
+            return self._dosages(store, people[indices])
+
+        def loss_of(dosages: torch.Tensor, draws: torch.Generator, step: int) -> Losses:
+            share = annealing(next(steps), self.config.kl_anneal_steps)
+            losses, _ = self._losses(module, dosages, weights, share, draws)
+            parts = {"cross_entropy": losses.cross_entropy.detach(), "kl": losses.kl.detach()}
+            return Losses(losses.total, parts)
+
+        return read, loss_of
 
     @torch.no_grad()
     def evaluate(
@@ -159,7 +173,7 @@ class GenotypeTask(Task):
         return dosage_weights(counts, self.config.weight_cap, self.config.weights).to(self.device)
 
     def _dosages(self, store: Store, people: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(store.dosages(self.chromosome, people)).to(self.device)
+        return placed(torch.from_numpy(store.dosages(self.chromosome, people)), self.device)
 
     def _losses(
         self,

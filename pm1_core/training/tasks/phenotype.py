@@ -123,7 +123,7 @@ class PhenotypeTask(Task):
             visible = hide_groups(visible, groups, draws, self.config.hide_targets)
             output = divided(module)(torch.where(visible, values, 0.0))
             losses = self._losses(output, values, known, scale)
-            parts = {"continuous": float(losses.continuous.detach()), "binary": float(losses.binary.detach())}
+            parts = {"continuous": losses.continuous.detach(), "binary": losses.binary.detach()}
             return Losses(losses.total, parts)
 
         def losses_of(indices: np.ndarray, draws: torch.Generator, step: int) -> torch.Tensor:
