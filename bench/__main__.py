@@ -16,6 +16,7 @@ MEASURES = (
     ("preparation",),
     ("token_loader",),
     ("part_steps",),
+    ("gpu",),
     ("simulation", "logistic"),
     ("simulation", "many"),
     ("encodings",),

@@ -34,4 +34,5 @@ _NAMES = (
     "preparation",
     "token_loader",
     "part_steps",
+    "gpu",
 )
