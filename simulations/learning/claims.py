@@ -25,11 +25,11 @@ Seed = Mapping[str, Mapping[str, float]]
 
 
 def figures_of(seed: Seed, pattern: str | float) -> dict[str, float]:
-    """Figures of a part by what stands for the asterisk, or one figure, or a number that all seeds share.
+    """Figures of a part by what stands for the asterisk, sorted, or one figure, or a number that all seeds share.
 
     >>> seed = {"full": {"auc.P.glaucoma": 0.7, "auc.P.cataract": 0.6, "auc.P+I.glaucoma": 0.8}}
     >>> figures_of(seed, "full/auc.P.*"), figures_of(seed, "full/auc.P.glaucoma"), figures_of(seed, 0.5)
-    ({'glaucoma': 0.7, 'cataract': 0.6}, {'': 0.7}, {'': 0.5})
+    ({'cataract': 0.6, 'glaucoma': 0.7}, {'': 0.7}, {'': 0.5})
     """
     if not isinstance(pattern, str):
         return {"": pattern}
@@ -38,7 +38,7 @@ def figures_of(seed: Seed, pattern: str | float) -> dict[str, float]:
     own = seed[part]
     if not star:
         return {"": own[name]} if name in own else {}
-    return {figure.removeprefix(head): value for figure, value in own.items() if figure.startswith(head)}
+    return {figure.removeprefix(head): own[figure] for figure in sorted(own) if figure.startswith(head)}
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """What came of the claims, as files: a pure function of the figures of all seeds.
 
-learning.json    run, claims, and every figure by seed and part
+learning.json    run, reasons, claims, and every figure by seed and part
 learning.csv     a row for each claim and seed
 learning.html    the page; learning.md the same for docs/
-reasons.json     read where it lies there: claim -> why it does not appear
+reasons.json     read if it lies there: claim -> why it does not appear
 """
 
 from __future__ import annotations
@@ -32,13 +32,30 @@ Table = dict[str, Any]
 def write_outcome(folder: Path, run: Mapping[str, Any], measured: Mapping[str, Seed]) -> dict[str, Any]:
     """Write all files into `folder` and return the content of learning.json. run: what a reader must know of it."""
     reasons = folder / "reasons.json"
-    claims = held(measured, atomic.read_json(reasons) if reasons.exists() else {})
-    results = {"run": dict(run), "claims": claims, "figures": measured}
+    results = outcome(run, measured, atomic.read_json(reasons) if reasons.exists() else {})
     atomic.write_json(folder / f"{NAME}.json", results)
-    atomic.write_text(folder / f"{NAME}.csv", table_of(claims))
+    atomic.write_text(folder / f"{NAME}.csv", table_of(results["claims"]))
     atomic.write_text(folder / f"{NAME}.html", page("simulations", "learning.html.j2", facts(results)))
     atomic.write_text(folder / f"{NAME}.md", document(results))
     return results
+
+
+def write_document(file: Path) -> Path:
+    """Hold the figures of a learning.json against the claims anew; write it, and the document beside it."""
+    before = atomic.read_json(file)
+    results = outcome(before["run"], before["figures"], before["reasons"])
+    atomic.write_json(file, results)
+    path = file.with_suffix(".md")
+    atomic.write_text(path, document(results))
+    return path
+
+
+def outcome(
+    run: Mapping[str, Any], measured: Mapping[str, Seed], reasons: Mapping[str, str]
+) -> dict[str, Any]:
+    """The content of learning.json."""
+    claims = held(measured, reasons)
+    return {"run": dict(run), "reasons": dict(reasons), "claims": claims, "figures": measured}
 
 
 def document(results: Mapping[str, Any]) -> str:
@@ -207,7 +224,9 @@ def _inferences(seeds: Mapping[str, Seed]) -> Table:
 
 
 def _keys(seeds: Mapping[str, Seed], pattern: str) -> list[str]:
-    return list(dict.fromkeys(key for seed in seeds.values() for key in figures_of(seed, pattern)))
+    """What the pattern finds in any seed, chromosomes as numbers are sorted."""
+    found = {key for seed in seeds.values() for key in figures_of(seed, pattern)}
+    return sorted(found, key=lambda key: (len(key), key))
 
 
 def _values(seeds: Mapping[str, Seed], pattern: str, key: str | None) -> dict[str, float]:

@@ -12,7 +12,7 @@ import pytest
 from learning_seeds import seeds_of
 
 from simulations.learning.claims import ABSENT, APPEARS, UNDECIDED, Claim
-from simulations.learning.page import document, table_of, write_outcome
+from simulations.learning.page import document, outcome, table_of, write_document, write_outcome
 from simulations.learning.paper import CLAIMS, held
 
 CLAIM = Claim("a", "figure 0", "one beats two", ("one", "two"), "full/one.*", "full/two.*")
@@ -113,7 +113,20 @@ def test_files_say_what_the_claims_say(tmp_path: Path) -> None:
 def test_pages_of_one_seed_say_that_nothing_is_decided() -> None:
     seeds = seeds_of("0")
     run = {**RUN, "seeds": [0]}
-    text = document({"run": run, "claims": held(seeds, {}), "figures": seeds})
+    text = document(outcome(run, seeds, {}))
     assert "undecided otherwise, as is every claim of one seed" in " ".join(text.replace("*", "").split())
     assert f"Verdicts: undecided {len(CLAIMS)}." in " ".join(text.split())
     assert table_of(held(seeds, {})).count(",,") == len(CLAIMS), "low and high are empty"
+
+
+def test_a_document_is_written_anew_of_the_figures_alone(tmp_path: Path) -> None:
+    write_outcome(tmp_path, RUN, seeds_of("0", "1", "2"))
+    file = tmp_path / "learning.json"
+    before = file.read_bytes(), (tmp_path / "learning.md").read_bytes()
+    document_of = write_document(file)
+    assert (file.read_bytes(), document_of.read_bytes()) == before
+    file.write_text(
+        json.dumps({**json.loads(before[0]), "claims": [], "reasons": {"eyes.closer": "By camera."}})
+    )
+    assert "By camera." in write_document(file).read_text()
+    assert len(json.loads(file.read_text())["claims"]) == len(CLAIMS)
