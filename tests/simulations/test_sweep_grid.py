@@ -66,13 +66,15 @@ def test_what_is_wrong_is_said_before_anything_runs(argument: str, sentence: str
         sweep_of(["epsilon=8", "seed=1", argument])
 
 
-def test_the_code_is_part_of_a_hash_but_not_what_only_shows_results(tmp_path: Path) -> None:
-    (tmp_path / "simulations").mkdir()
+def test_the_code_is_part_of_a_hash_but_not_what_no_cell_runs(tmp_path: Path) -> None:
+    (tmp_path / "simulations" / "learning").mkdir(parents=True)
     (tmp_path / "pm1_core").mkdir()
-    for name in ("simulations/run.py", "simulations/sweep_page.py", "pm1_core/gates.py"):
+    apart = ("simulations/sweep_page.py", "simulations/learning/paper.py")
+    for name in ("simulations/run.py", "pm1_core/gates.py", *apart):
         (tmp_path / name).write_text("A = 1\n")
     before = digest_of(tmp_path)
-    (tmp_path / "simulations/sweep_page.py").write_text("A = 2\n")
+    for name in apart:
+        (tmp_path / name).write_text("A = 2\n")
     assert digest_of(tmp_path) == before
     (tmp_path / "pm1_core/gates.py").write_text("A = 2\n")
     assert digest_of(tmp_path) != before
