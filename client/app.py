@@ -32,6 +32,7 @@ from flwr.clientapp import ClientApp
 
 from client.counter import Counter
 from client.site import LackingError, Site, SitePaths
+from pm1_core import logs
 from pm1_core.errors import ConfigError, PM1Error
 from pm1_core.validate import refusal
 
@@ -161,6 +162,7 @@ def _answered(paths: SitePaths, message: Message, counter: Counter, action: Acti
         reason = f"{what} (details stay at the site)"
         try:
             log.parent.mkdir(parents=True, exist_ok=True)
+            logs.turned(log)
             with log.open("a") as stream:
                 stream.write(traceback.format_exc() + "\n")
         except OSError as unwritten:  # a full disk is often the very reason

@@ -2,7 +2,8 @@
 
 A service that ends is started again, first after a second, then after twice as long, up to a minute; one that ran
 for a minute begins anew. A code of PERMANENT says that something has to be put right by a person: then all are
-ended, and that is the code of `supervise`. SIGTERM and SIGINT end all, which is code 0.
+ended, and that is the code of `supervise`. SIGTERM and SIGINT end all, which is code 0. What services print is
+kept small (pm1_core.logs).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pm1_core import atomic
+from pm1_core import atomic, logs
 
 PERMANENT = (2, 3, 5)
 """Exit codes of pm1_core.command after which another start would end the same way."""
@@ -57,6 +58,8 @@ def supervise(services: Sequence[Service], folder: Path, say: Callable[[str], No
         kept.callback(_end, running)
         while not ended.wait(_LOOK):
             for one in running:
+                if one.service.log:
+                    logs.emptied(one.service.log)
                 code = one.look(say)
                 if code in PERMANENT:
                     say(f"{one.service.name} ended with code {code}: another start would not help")

@@ -19,13 +19,14 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 
-from pm1_core import atomic
+from pm1_core import atomic, logs
 from pm1_core.errors import StateError
 from pm1_core.validate import refusal
 from server.consortium import Consortium
 
 PUBLIC = ("checkpoints", "proposals", "crl")
 _LOOK = 0.2
+_LOGS = ("access.jsonl", "gateway-error.log")
 _CONFIGURATION = """\
 daemon off;
 worker_processes 2;
@@ -135,7 +136,7 @@ def serve(consortium: Consortium, listen: str, guard: str, superlink: str) -> in
     _tested(command, environment)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
-    crl = folder / "ca/ca.crl"
+    crl, written = folder / "ca/ca.crl", [folder / "run" / name for name in _LOGS]
     with subprocess.Popen(command, env=environment) as nginx:
         seen = crl.stat().st_mtime_ns
         while nginx.poll() is None and not ended.wait(_LOOK):
@@ -143,6 +144,9 @@ def serve(consortium: Consortium, listen: str, guard: str, superlink: str) -> in
                 seen = now
                 publish(consortium)
                 nginx.send_signal(signal.SIGHUP)
+            turned = [logs.turned(log) for log in written]
+            if any(turned):
+                nginx.send_signal(signal.SIGUSR1)  # open logs anew
         nginx.terminate()
     return 0 if ended.is_set() else 1
 

@@ -33,7 +33,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from pm1_core import atomic
+from pm1_core import atomic, logs
 from pm1_core.enrolment import today
 from strategies import fleet
 from strategies.fleet import NONCE, CallError, Request
@@ -242,8 +242,9 @@ class Guard:
 
     async def _note(self, site: str, path: str, reason: str) -> None:
         line = {"time": today(), "site": site, "call": path[:80], "refused": reason}
-        text = json.dumps(line, sort_keys=True)
-        await asyncio.to_thread(atomic.append_lines, self.folder / "run" / "guard.jsonl", [text])
+        log = self.folder / "run" / "guard.jsonl"
+        logs.turned(log)
+        await asyncio.to_thread(atomic.append_lines, log, [json.dumps(line, sort_keys=True)])
 
 
 def _require_answer(request: Request, node: int, register: Register) -> None:
