@@ -7,6 +7,7 @@
         checkpoint.json           the newest checkpoint that the coordinator handed out, with its signature
         parts/                    its tensors, by SHA-256
         memory/                   moments, control variates, personal models ... between rounds, and caches
+                                  until the study is over
         releases/                 what left in the last two rounds, to be sent again unchanged
 
 Flower starts a process for each message. What takes part in training is in client.work, which imports torch;
@@ -32,6 +33,7 @@ from pm1_core.data.store import Store
 from pm1_core.errors import CheckpointError, PM1Error
 from pm1_core.objects import ObjectStore, Reader, unpacked
 from pm1_core.signing import Trust
+from pm1_core.training.cached import drop_caches
 from pm1_core.update import Tensors
 from pm1_core.validate import refusal
 from strategies import records
@@ -116,8 +118,10 @@ class Site:
         return Guarantee(Ledger(self._ledger), study, self.paths.unprotected, self.counter.charged)
 
     def receive(self) -> RecordDict:
-        """Objects were kept: say which of the checkpoint's are still not here."""
+        """Objects were kept: say which of the checkpoint's are still not here. After the end no caches stay."""
         self._remember()
+        if self.facts.get("over"):
+            drop_caches(self.memory())
         return self.outbox.tell("objects", {"lacking": self.lacking([*self.checkpoint.parts])})
 
     def release(self) -> RecordDict:

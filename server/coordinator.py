@@ -114,5 +114,5 @@ class Coordinator:
         members = [desk.roster.members[site] for site in desk.roster.refresh(latest)]
         order = self.study.order(self.study.phases[-1], 0).to_json()
         facts: dict[str, records.Fact] = {"order": order, "checkpoint": latest.to_json()}
-        failures = desk.delivery.send(members, list(latest.parts), latest, facts)
+        failures = desk.delivery.finish(members, latest, facts)
         desk.journal.lost(latest.phase, "release", failures)

@@ -75,6 +75,18 @@ class Delivery:
                 member.held |= set(lacking[member.participant])
         return failures
 
+    def finish(
+        self, members: Sequence[Member], checkpoint: Checkpoint, facts: records.Facts
+    ) -> dict[str, str]:
+        """Deliver the whole model, and tell every member that the study is over, also who lacks nothing of it."""
+        facts, parts = {**facts, "over": 1}, list(checkpoint.parts)
+        whole = [member.participant for member in members if not self._lacking(member, parts, checkpoint)]
+        failures = self.send(members, parts, checkpoint, facts)
+        if whole:
+            told = dict.fromkeys(whole, records.pack("order", facts))
+            failures |= self.exchange(told, "query.objects", "delivery", self.timeout, _accept)
+        return failures
+
     def fetch(
         self,
         announced: Mapping[Participant, Sequence[str]],

@@ -26,7 +26,7 @@ from pm1_core.data.arrays import RowWriter, read_rows
 from pm1_core.data.store import Store
 from pm1_core.errors import ConfigError
 from pm1_core.fields import TOKENS, TOKENS_OF, Modality, Split
-from pm1_core.training.cached import FACTS
+from pm1_core.training.cached import FACTS, TOKEN_CACHES
 from pm1_core.training.loop import device_of
 from pm1_core.training.parts import State
 from pm1_core.training.pm1 import PM1
@@ -49,7 +49,7 @@ def raw_tokens(
     kind = require_choice("tokens, cache", parameters.get("cache", FLOAT32), KINDS, ConfigError)
     if kind == OFF:
         return _encoded(_model(store, state, parameters), store, split)
-    cache = folder / "tokens" / f"{_fingerprint(store, state, parameters)}.{kind}.{split}"
+    cache = folder / TOKEN_CACHES / f"{_fingerprint(store, state, parameters)}.{kind}.{split}"
     if not cache.exists():
         _write(cache, _model(store, state, parameters), store, split, kind)
         for other in cache.parent.glob(f"*.{split}"):

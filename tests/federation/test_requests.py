@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 from mortal_work import fresh
-from short import short_study
+from short import run, short_study
 from studies import run_key
 from unruly import UnrulyGrid
 
 from pm1_core.checkpoint import Checkpoint, CheckpointFolder
 from pm1_core.objects import packed
 from pm1_core.signing import Signer
+from pm1_core.training.cached import PHOTOGRAPH_CACHES, TOKEN_CACHES
 from strategies import records
 
 Asked = tuple[UnrulyGrid, Path, Checkpoint]
@@ -174,3 +175,37 @@ def test_only_objects_of_a_release_are_handed_out(name: str, asked: Asked) -> No
 def test_the_key_of_the_run_is_the_one_that_sites_trust(begun: Path, asked: Asked) -> None:
     _, _, latest = asked
     assert latest.signer == Signer.load(run_key(begun)).fingerprint
+
+
+def test_caches_go_when_the_study_is_over_and_nothing_else_does(asked: Asked) -> None:
+    grid, folder, latest = asked
+    (study,) = (folder / "studies").iterdir()
+    caches = [study / "memory" / name / "made.npy" for name in (TOKEN_CACHES, PHOTOGRAPH_CACHES)]
+    mine = study / "memory/personal.phenotype/000001.safetensors"
+    for file in (*caches, mine):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    facts = {"order": order(), "checkpoint": latest.to_json()}
+    assert not send(grid, "query.objects", **facts).has_error()
+    assert all(file.exists() for file in caches)
+    assert not send(grid, "query.objects", **facts, over=1).has_error()
+    assert not any(file.exists() for file in caches)
+    assert mine.exists()
+
+
+class _Listening(UnrulyGrid):
+    """Counts requests that say that the study is over."""
+
+    told = 0
+
+    def create_message(self, content: RecordDict, message_type: str, *rest: Any, **options: Any) -> Message:
+        self.told += int(records.facts_of(content, "order").get("over", 0))  # type: ignore[arg-type]
+        return super().create_message(content, message_type, *rest, **options)
+
+
+def test_every_site_hears_that_the_study_is_over(stores: dict[str, Path], tmp_path: Path) -> None:
+    """Also those that have the whole model already: gone on with, a study that had ended says it again."""
+    for _ in range(2):
+        grid = _Listening(stores, tmp_path)
+        run(stores, tmp_path, grid=grid)
+        assert grid.told == len(stores)

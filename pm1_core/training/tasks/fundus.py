@@ -27,6 +27,7 @@ from pm1_core.model.fundus_lora import (
 )
 from pm1_core.training.adapters import PREFIX, adapters_of, fundus_config
 from pm1_core.training.ahead import drawing_on
+from pm1_core.training.cached import PHOTOGRAPH_CACHES
 from pm1_core.training.guide import UNGUIDED, Guide
 from pm1_core.training.loop import Losses, device_of, train_epochs
 from pm1_core.training.order import Order, derived_seed, generator
@@ -163,7 +164,7 @@ class _Photographs:
         people = store.people(split, Modality.FUNDUS)
         if side == store.study.photograph_size or not len(people):
             return _Photographs(store, people, np.zeros((len(people), len(EYES)), np.int64), None)
-        cache = folder / "photographs" / f"{store.fingerprint}.{split}.{side}"
+        cache = folder / PHOTOGRAPH_CACHES / f"{store.fingerprint}.{split}.{side}"
         with in_turn():
             _Photographs._resize(store, people, side, cache)
         return _Photographs(
