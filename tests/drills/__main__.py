@@ -1,6 +1,6 @@
 """make drills: a consortium of real processes disturbed in every way; docs/reliability.md says what came of it.
 
-python -m drills              all of them, some two hours on two cores
+python -m drills              all of them, some two and a half hours on two cores
 python -m drills NAME ...     these, such as kills.3 or line.delay
 python -m drills --list       their names
 
@@ -32,6 +32,7 @@ from alike import prepared_sites  # noqa: E402
 from hospitals import prepare_hospitals  # noqa: E402
 from jinja2 import Environment, FileSystemLoader, StrictUndefined  # noqa: E402
 from rehearsal import KINDS, TARGETS, killed, parts, plan, pulled, secure_study, small_study, undisturbed  # noqa: E402
+from week import MEMORY, WARM, figures, lived, require_flat, short_study  # noqa: E402
 from working import Working  # noqa: E402
 
 from bench.report import machine  # noqa: E402
@@ -55,10 +56,13 @@ _NAMES = {
     "serverapp": "ServerApp",
     "guard": "guard",
     "nginx": "nginx",
+    "gateway": "nginx's keeper",
+    "supervisor": "supervisor",
     "machine": "machine",
 }
 _PULLED = 330.0
 """Seconds without a cable: longer than nginx (300), a door (60), Flower's heartbeats and the study (60) wait."""
+_DAYS = 7
 
 
 def main() -> int:
@@ -111,6 +115,9 @@ def write_page() -> None:
         "secure": results.get("whole.secure"),
         "lines": [(_words(bad), results[name]) for name, bad in _LINES.items() if name in results],
         "cable": results.get("line.cable"),
+        "week": results.get("week"),
+        "warm": WARM,
+        "tolerance": MEMORY,
         "machine": newest["machine"],
         "dates": " to ".join(sorted({one["date"] for one in results.values()})),
         "loads": _range([one["machine"]["load"] for one in results.values()]),
@@ -141,7 +148,7 @@ def _range(values: list[float]) -> str:
 def _drills() -> dict[str, Callable[[Mapping[str, Path], Path], dict[str, Any]]]:
     kills = {f"kills.{number}": partial(_kills, number) for number in range(len(TARGETS))}
     lines = {name: partial(_line, bad) for name, bad in _LINES.items()}
-    return {"whole.secure": _secure, **kills, **lines, "line.cable": _cable}
+    return {"whole.secure": _secure, **kills, **lines, "line.cable": _cable, "week": _week}
 
 
 def _done(drill: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -178,6 +185,13 @@ def _cable(stores: Mapping[str, Path], folder: Path) -> dict[str, Any]:
     with _working(stores, folder, small_study(timeout="60", gather="60")) as working:
         sentence = pulled(working, _PULLED)
         return {"pulled": _PULLED, "sentence": sentence, **_ended(working, stores, folder)}
+
+
+def _week(stores: Mapping[str, Path], folder: Path) -> dict[str, Any]:
+    with _working(stores, folder, short_study("statistics", "phenotype")) as working:
+        evenings = lived(working, _DAYS)
+        require_flat(evenings)
+        return {**figures(evenings), **_ended(working, stores, folder)}
 
 
 def _working(

@@ -57,6 +57,7 @@ _MARKS: dict[str, Callable[[list[str]], bool]] = {
     "guard": lambda words: "server.cli" in words and words[-1] == "guard",
     "gateway": lambda words: "server.cli" in words and words[-1] == "gateway",
 }
+_PASSING = ("serverapp", "clientapp")
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Told:
 class Working(Closing):
     """stores: site -> prepared store; definition: study.yaml; link: of Link, between all sites and the gateway
 
-    resumed: how often a run that had ended was gone on with
+    study: what `submit` submits; resumed: how often a run that had ended was gone on with
     """
 
     def __init__(
@@ -228,6 +229,20 @@ class Working(Closing):
         """Of the run."""
         return CheckpointFolder(self.run_folder / "checkpoints")
 
+    def staying(self) -> dict[tuple[str, str], tuple[int, ...]]:
+        """(owner, service) -> its processes, of all that no study starts or ends."""
+        found = {
+            (one.owner, _name(_words(one.pid))): (one.pid,)
+            for one in self._living(lambda owner, words: _name(words) not in _PASSING)
+        }
+        master = int((self.coordinator.folder / "run/nginx.pid").read_text())
+        workers = Path(f"/proc/{master}/task/{master}/children").read_text().split()
+        return {**found, (COORDINATOR, "nginx"): (master, *map(int, workers))}
+
+    def passing(self) -> list[Process]:
+        """Processes that a study started."""
+        return self._living(lambda owner, words: _name(words) in _PASSING)
+
     def log(self, owner: str) -> Path:
         """What a site's supervisor prints."""
         return self.folder / f"{owner}.log"
@@ -246,7 +261,10 @@ class Working(Closing):
         return {name: f"127.0.0.1:{port}" for name, port in zip(names, free_ports(len(names)), strict=True)}
 
     def _variables(self, owner: str) -> dict[str, str]:
-        return {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **self._family.entry(owner)}
+        own = self.folder / "home" / owner  # so that nothing lies where nobody looks
+        own.mkdir(parents=True, exist_ok=True)
+        places = {"HOME": str(own), "TMPDIR": str(own)}
+        return {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **places, **self._family.entry(owner)}
 
     def _living(self, chosen: Callable[[str, list[str]], bool]) -> list[Process]:
         return [one for one in self._family.living() if chosen(one.owner, _words(one.pid))]
@@ -269,6 +287,10 @@ class Working(Closing):
 
 def _runs(words: list[str], name: str) -> bool:
     return any(Path(word).name == name for word in words[:2])
+
+
+def _name(words: list[str]) -> str:
+    return next((name for name, marks in _MARKS.items() if marks(words)), "supervisor")
 
 
 def _words(pid: int) -> list[str]:

@@ -59,8 +59,8 @@ class Memory:
             for process in family.living():
                 with suppress(OSError, KeyError):
                     name = (process.owner, process.command)
-                    peak = _bytes(Path(f"/proc/{process.pid}/status"), "VmHWM:")
-                    share = _bytes(Path(f"/proc/{process.pid}/smaps_rollup"), "Pss:")
+                    peak = counted(Path(f"/proc/{process.pid}/status"), "VmHWM:")
+                    share = counted(Path(f"/proc/{process.pid}/smaps_rollup"), "Pss:")
                     self.peaks[name] = max(self.peaks.get(name, 0), peak)
                     now[name] = now.get(name, 0) + share
             if sum(now.values()) > self.together:
@@ -123,8 +123,8 @@ class Family:
         return None
 
 
-def _bytes(file: Path, key: str) -> int:
-    """A figure of /proc that is given in kB."""
+def counted(file: Path, key: str) -> int:
+    """Bytes that /proc gives in kB. Raises KeyError."""
     for line in file.read_text().splitlines():
         if line.startswith(key):
             return int(line.split()[1]) * 1024
