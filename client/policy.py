@@ -14,8 +14,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from pm1_core.data.documents import is_there, read_yaml
 from pm1_core.errors import ConfigError, PrivacyError
 from pm1_core.privacy.mechanisms import UNITS
 from pm1_core.validate import refusal, require_choice, require_keys, require_range
@@ -75,13 +74,9 @@ class Policy:
     @staticmethod
     def load(path: Path) -> Policy:
         """Read policy.yaml. Raises ConfigError naming the key that is wrong; a site without the file is closed."""
-        try:
-            content = yaml.safe_load(path.read_text())
-        except FileNotFoundError:
-            raise ConfigError(refusal(path, "found no policy", "write one: pm1-site init does")) from None
-        except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-            raise ConfigError(refusal(path, f"cannot be read ({error})", "write YAML")) from None
-        return Policy.of(path, content)
+        if not is_there(path):
+            raise ConfigError(refusal(path, "found no policy", "write one: pm1-site init does"))
+        return Policy.of(path, read_yaml(path, ConfigError))
 
     @staticmethod
     def of(where: object, content: Any) -> Policy:

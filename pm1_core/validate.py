@@ -10,14 +10,26 @@ import numpy as np
 
 from pm1_core.errors import InputError
 
+_SHOWN = 500
+
 
 def refusal(where: object, found: str, remedy: str) -> str:
-    """The sentence that every refusal is made of.
+    """The sentence that every refusal is made of: one line, however long or odd what was found is.
 
     >>> refusal("site.yaml, key build", "found 'hg99'", "use GRCh37 or GRCh38")
     "site.yaml, key build: found 'hg99'; use GRCh37 or GRCh38."
     """
-    return f"{where}: {found}; {remedy}."
+    pieces = (text if len(text) <= _SHOWN else f"{text[:_SHOWN]} ..." for text in (str(where), found, remedy))
+    return printable("{}: {}; {}.".format(*pieces))
+
+
+def printable(text: str) -> str:
+    r"""`text` with everything escaped that a terminal would not show, but obey.
+
+    >>> printable("leeds\x1b[2J\nyork")
+    'leeds\\x1b[2J\\nyork'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def require_choice(
@@ -61,9 +73,8 @@ def require_range(
     error: type[InputError] = InputError,
 ) -> float:
     """Return `value` if low <= value <= high, else raise `error` naming the bound."""
-    number = (
-        isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and not np.isnan(value)
-    )
+    # Only NaN differs from itself; numpy's isnan takes no whole number beyond 64 bits.
+    number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and value == value
     if number and not (low is not None and value < low) and not (high is not None and value > high):
         return value
     bounds = f"from {low} to {high}" if low is not None and high is not None else ""

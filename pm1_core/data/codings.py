@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pm1_core.data.documents import read_text
+from pm1_core.data.documents import is_there, read_text
 from pm1_core.errors import ManifestError
 from pm1_core.validate import refusal, require_choice
 
@@ -59,7 +59,7 @@ def read_codings(where: str, names: Iterable[str], folder: Path) -> tuple[Coding
     codings, files = Codings(), []
     for name in names:
         path = PACKAGED.get(name, folder / name)
-        if not path.is_file():
+        if not is_there(path):
             known = ", ".join(PACKAGED)
             remedy = f"name a file that is there, or one of: {known}"
             raise ManifestError(refusal(where, f"found {name!r}", remedy))
@@ -69,7 +69,10 @@ def read_codings(where: str, names: Iterable[str], folder: Path) -> tuple[Coding
 
 
 def _add(codings: Codings, path: Path) -> None:
-    rows = list(csv.reader(read_text(path).splitlines()))
+    try:
+        rows = list(csv.reader(read_text(path).splitlines()))
+    except csv.Error as problem:  # a cell of more than 128 KiB
+        raise ManifestError(refusal(path, f"could not be read ({problem})", "correct the table")) from None
     if not rows or rows[0] != _HEADER:
         found = rows[0] if rows else "an empty file"
         raise ManifestError(

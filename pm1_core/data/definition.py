@@ -14,7 +14,7 @@ import pandas as pd
 
 from pm1_core.data.builds import build_name
 from pm1_core.data.codes import SYSTEMS, is_code
-from pm1_core.data.documents import list_of, mapping_of, read_text, read_yaml, text_of
+from pm1_core.data.documents import is_there, list_of, mapping_of, read_text, read_yaml, text_of
 from pm1_core.data.reference import read_families, read_variants
 from pm1_core.data.summary import KINDS, Column, Feature, StudySummary, Target, features_of
 from pm1_core.data.tables import table_text
@@ -154,7 +154,7 @@ def _column(where: str, entry: Any) -> Column:
 
 
 def _range(where: str, given: Any) -> tuple[float, float]:
-    bounds = [require_range(where, bound, error=ManifestError) for bound in list_of(where, given)]
+    bounds = [require_range(where, bound, -1e300, 1e300, ManifestError) for bound in list_of(where, given)]
     if len(bounds) != 2 or not bounds[0] < bounds[1] or not np.isfinite(bounds).all():
         raise ManifestError(refusal(where, f"found {given!r}", "write [lowest, highest]"))
     return float(bounds[0]), float(bounds[1])
@@ -210,7 +210,7 @@ def load_definition(path: Path | str) -> StudyDefinition:
         if key not in content:
             return None
         file = path.parent / text_of(f"{path}, key {key}", content[key])
-        if not file.is_file():
+        if not is_there(file):
             raise ManifestError(
                 refusal(f"{path}, key {key}", f"found no file {file}", "correct the path or add the file")
             )

@@ -12,7 +12,7 @@ from pm1_core.data.builds import build_name
 from pm1_core.data.codings import read_codings
 from pm1_core.data.definition import StudyDefinition, load_definition
 from pm1_core.data.dictionary import Rule, read_rules
-from pm1_core.data.documents import list_of, mapping_of, read_yaml, text_of
+from pm1_core.data.documents import is_there, list_of, mapping_of, read_yaml, text_of
 from pm1_core.data.tables import TableFile
 from pm1_core.errors import ManifestError
 from pm1_core.fields import Modality
@@ -39,7 +39,7 @@ class GenotypeSource:
 
     def file(self, suffix: str) -> Path:
         """The file of this prefix with `suffix` (a prefix may itself hold dots)."""
-        return self.path.with_name(self.path.name + suffix)
+        return Path(f"{self.path}{suffix}")
 
     def vcf(self, chromosome: int | str) -> Path:
         """The VCF file of `chromosome`."""
@@ -100,7 +100,7 @@ class _Reader:
     def file(self, where: str, value: Any) -> Path:
         """A path beside the manifest, or ManifestError."""
         file = self.path.parent / text_of(where, value)
-        if not file.is_file():
+        if not is_there(file):
             raise ManifestError(refusal(where, f"found no file {file}", "correct the path or add the file"))
         return file
 
@@ -146,7 +146,7 @@ class _Reader:
             ),
         )
         for suffix in FORMATS[kind]:
-            if not source.file(suffix).is_file():
+            if not is_there(source.file(suffix)):
                 raise ManifestError(
                     refusal(
                         f"{where}.path",
@@ -154,7 +154,7 @@ class _Reader:
                         f"give the prefix of {', '.join(FORMATS[kind])}",
                     )
                 )
-        if kind == "vcf" and not any(source.vcf(chromosome).is_file() for chromosome in range(1, 23)):
+        if kind == "vcf" and not any(is_there(source.vcf(chromosome)) for chromosome in range(1, 23)):
             raise ManifestError(
                 refusal(
                     f"{where}.path",
@@ -187,7 +187,11 @@ class _Reader:
             columns = content["columns"]
             if "codings" in content:
                 named, beside = content["codings"], file.parent
-            missing = [*(missing or []), *(content.get("missing") or [])]
+            missing = [
+                code
+                for owner, codes in ((where, missing), (source, content.get("missing")))
+                for code in list_of(f"{owner}, key missing", codes or [])
+            ]
         choice = require_choice(
             f"{where}.identical_rows", entry.get("identical_rows", "drop"), ("drop", "keep"), ManifestError
         )
@@ -211,7 +215,7 @@ class _Reader:
         where = f"{self.path}, key fundus"
         require_keys(where, entry, ("index", "folder"), ("separator",), ManifestError)
         folder = self.path.parent / text_of(f"{where}.folder", entry["folder"])
-        if not folder.is_dir():
+        if not is_there(folder, folder=True):
             raise ManifestError(refusal(f"{where}.folder", f"found no folder {folder}", "correct the path"))
         return FundusSource(self.table(where, entry, "index"), folder)
 

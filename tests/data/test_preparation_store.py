@@ -333,7 +333,7 @@ def test_a_wrong_manifest_is_refused_by_key(tmp_path: Path, parts: dict[str, obj
         ("site: a\nsite: b\n", "line 2: found key 'site' twice"),
         ("site: [a\n", "line 2: found"),
         ("- a\n", "found list"),
-        ("[" * 5000, "maximum recursion depth"),
+        ("[" * 5000, "nested too deep"),
     ],
 )
 def test_broken_yaml_is_refused_by_line(tmp_path: Path, text: str, sentence: str) -> None:
