@@ -31,7 +31,7 @@ from pm1_core import atomic
 from pm1_core.checkpoint import Checkpoint, State
 from pm1_core.data.store import Store
 from pm1_core.errors import CheckpointError, PM1Error
-from pm1_core.objects import ObjectStore, Reader, unpacked
+from pm1_core.objects import ObjectStore, Reader, is_digest, unpacked
 from pm1_core.signing import Trust
 from pm1_core.training.cached import drop_caches
 from pm1_core.update import Tensors
@@ -100,6 +100,9 @@ class Site:
         self.facts = records.facts_of(content, "order")
         self._manifest = records.text_of(self.facts, "checkpoint")
         self.checkpoint = _trusted(self._manifest, paths.trust)
+        if not is_digest(self.checkpoint.config):  # it names a folder
+            found = f"its configuration is {self.checkpoint.config[:16]!r}"
+            raise CheckpointError(refusal("checkpoint", found, "name it by a SHA-256 in hex"))
         self.counter.about(self.checkpoint.study, self.checkpoint.config)
         self.folder = Path(paths.folder) / "studies" / self.checkpoint.config[:16]
         self.objects = ObjectStore(self.folder / "parts")

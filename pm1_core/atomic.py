@@ -167,7 +167,7 @@ def read_json(path: Path) -> Any:
     """What `write_json` wrote. Raises StateError if the file is torn or no JSON."""
     try:
         return json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StateError(
             refusal(path, f"found no whole JSON ({error})", "remove it and run the command again")
         ) from None

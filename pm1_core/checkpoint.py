@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from itertools import groupby
@@ -25,11 +25,47 @@ import numpy as np
 
 from pm1_core import atomic
 from pm1_core.errors import CheckpointError
-from pm1_core.objects import ObjectStore, Reader
+from pm1_core.objects import ObjectStore, Reader, is_digest
 from pm1_core.signing import Signer, Trust
 from pm1_core.validate import refusal
 
 FORMAT = 2
+
+_Check = Callable[[Any], bool]
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_count(value: Any) -> bool:
+    return _is_number(value) and isinstance(value, int) and value >= 0
+
+
+def _all(holds: _Check, kind: type = dict) -> _Check:
+    """Of every value of a mapping, or of a list, `holds`."""
+
+    def every(value: Any) -> bool:
+        items: Any = value.values() if isinstance(value, dict) else value
+        return isinstance(value, kind) and all(holds(one) for one in items)
+
+    return every
+
+
+_KINDS: Mapping[str, _Check] = {
+    **dict.fromkeys(("sequence", "round", "rounds", "format"), _is_count),
+    "parts": _all(_all(is_digest, list)),
+    "trained": _all(_is_text, list),
+    "sites": _all(_is_number),
+    "metrics": _all(_all(_is_number)),
+    "areas": _all(_all(_is_number)),
+    "measured": _all(_is_number),
+}
+"""What JSON has to hold under a key of a manifest; text under all others."""
 
 
 def part_of(name: str) -> str:
@@ -148,7 +184,7 @@ class Checkpoint:
 
     @staticmethod
     def from_json(text: str, where: object = "manifest") -> Checkpoint:
-        """Read a manifest. Raises CheckpointError if it is damaged or of another format."""
+        """Read a manifest. Raises CheckpointError if it is damaged, of another format or of other types."""
         try:
             content = json.loads(text)
             stated = content.pop("hash")
@@ -159,6 +195,9 @@ class Checkpoint:
             unknown = set(content) - {item.name for item in fields(Checkpoint)}
             if unknown:
                 raise ValueError(f"unknown key {sorted(unknown)[0]!r}")
+            for name, value in content.items():
+                if not _KINDS.get(name, _is_text)(value):
+                    raise ValueError(f"key {name!r}")
             parts = {part: tuple(digests) for part, digests in content.pop("parts").items()}
             content["trained"] = tuple(content["trained"])
             checkpoint = Checkpoint(**content, parts=parts)

@@ -28,6 +28,11 @@ _HELD_BYTES = 2**20
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
+def is_digest(name: object) -> bool:
+    """Whether this can name an object: a SHA-256 in hex."""
+    return isinstance(name, str) and _DIGEST.fullmatch(name) is not None
+
+
 def packed(tensors: Tensors) -> tuple[str, bytes]:
     """The bytes of one object, with the tensors in the order of names, and their SHA-256 in hex."""
     content = safetensors.numpy.save({name: np.asarray(tensors[name], order="C") for name in sorted(tensors)})
@@ -40,12 +45,8 @@ def unpacked(digest: str, content: bytes) -> dict[str, np.ndarray]:
         raise CheckpointError(
             refusal(f"object {digest[:12]}", "the bytes do not match the name", "send it again")
         )
-    try:
+    with _read_from(digest):
         return safetensors.numpy.load(content)
-    except (ValueError, KeyError, safetensors.SafetensorError) as error:
-        raise CheckpointError(
-            refusal(f"object {digest[:12]}", f"no safetensors ({error})", "write it with safetensors")
-        ) from None
 
 
 class ObjectStore:
@@ -57,7 +58,7 @@ class ObjectStore:
 
     def path(self, digest: str) -> Path:
         """Where the object with this digest lies. Raises CheckpointError if that is none: it names a file."""
-        if not _DIGEST.fullmatch(digest):
+        if not is_digest(digest):
             raise CheckpointError(
                 refusal(f"object {digest[:12]!r}", "its name is no SHA-256 in hex", "name it by its digest")
             )
@@ -111,7 +112,8 @@ class ObjectStore:
 
     def get(self, digest: str) -> dict[str, np.ndarray]:
         """All arrays of an object. Raises CheckpointError if it is absent or its bytes have changed."""
-        return safetensors.numpy.load_file(self.check(digest))
+        with _read_from(digest):
+            return safetensors.numpy.load_file(self.check(digest))
 
     def read(self, digest: str) -> bytes:
         """The bytes of an object, as they travel."""
@@ -190,13 +192,29 @@ class Reader(Mapping[str, np.ndarray]):
 
     @contextmanager
     def _opened(self, digest: str) -> Iterator[Any]:
-        try:
-            with safe_open(self._objects.path(digest), framework="numpy") as handle:
-                yield handle
-        except (safetensors.SafetensorError, FileNotFoundError) as error:
-            raise CheckpointError(
-                refusal(f"object {digest[:12]}", f"no safetensors ({error})", "write it with safetensors")
-            ) from None
+        with _read_from(digest), safe_open(self._objects.path(digest), framework="numpy") as handle:
+            yield handle
+
+
+_DAMAGED = (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError, safetensors.SafetensorError)
+
+
+@contextmanager
+def _read_from(digest: str) -> Iterator[None]:
+    """Raise CheckpointError if the block finds no safetensors file, or arrays of a type that numpy lacks."""
+    try:
+        yield
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        FileNotFoundError,
+        safetensors.SafetensorError,
+    ) as error:
+        raise CheckpointError(
+            refusal(f"object {digest[:12]}", f"no safetensors ({error})", "write it with safetensors")
+        ) from None
 
 
 def _array(handle: Any, name: str) -> np.ndarray:

@@ -92,7 +92,7 @@ class Trust:
         for key in self.keys:
             try:
                 key.verify(bytes.fromhex(signature), message)
-            except (InvalidSignature, ValueError):
+            except (InvalidSignature, ValueError, TypeError):  # TypeError: no text
                 continue
             return fingerprint(key)
         raise CheckpointError(

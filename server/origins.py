@@ -9,10 +9,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from cryptography.hazmat.primitives import serialization
-from safetensors import safe_open
 
 from pm1_core import atomic
 from pm1_core.checkpoint import Checkpoint, CheckpointFolder
@@ -22,6 +20,7 @@ from pm1_core.signing import Trust, fingerprint
 from pm1_core.validate import refusal
 from server.registry import ORIGIN_KEY, Registry
 from server.releases import Release
+from server.shards import entries
 
 CHECKPOINT, RELEASE, OBJECTS = "checkpoint.json", "release.json", "objects.json"
 """Files of an export: manifest, record of the release, and which tensors each object of the manifest holds."""
@@ -88,25 +87,33 @@ def _from_export(source: Path, objects: ObjectStore, trust: Trust, wanted: str) 
     if not (source / OBJECTS).is_file():
         found = f"found no {OBJECTS}: it holds a part of the model"
         raise InputError(refusal(source, found, "export the whole checkpoint"))
-    names = atomic.read_json(source / OBJECTS)
-    handles: dict[str, Any] = {}
-    for file in sorted(source.glob("model*.safetensors")):
-        handle: Any = safe_open(file, framework="numpy")
-        handles |= dict.fromkeys(handle.keys(), handle)
+    names = _objects(source / OBJECTS)
+    files = [file for file in sorted(source.glob("model*.safetensors")) if file.is_file()]
+    there = {entry.name: entry for file in files for entry in entries(file)}
     for digest in _digests(origin):
         if digest in objects:
             objects.check(digest)
             continue
-        missing = [name for name in names.get(digest, [digest]) if name not in handles]
+        held = names.get(digest, [digest])
+        missing = [name for name in held if name not in there]
         if missing:
             found = f"tensor {missing[0]!r} is missing"
             raise CheckpointError(refusal(source, found, "export the checkpoint again"))
-        made, content = packed({name: handles[name].get_tensor(name) for name in names[digest]})
+        made, content = packed({name: there[name].read() for name in held})
         if made != digest:
-            found = f"the tensors from {names[digest][0]!r} on are not those of the manifest"
+            found = f"the tensors from {(held or [digest])[0]!r} on are not those of the manifest"
             raise CheckpointError(refusal(source, found, "export the checkpoint again"))
         objects.put_bytes(digest, content)
     return origin
+
+
+def _objects(file: Path) -> dict[str, list[str]]:
+    """Names of tensors by object. Raises CheckpointError on anything else."""
+    content = atomic.read_json(file)
+    lists = content.values() if isinstance(content, dict) else [None]
+    if not all(isinstance(held, list) and all(isinstance(name, str) for name in held) for held in lists):
+        raise CheckpointError(refusal(file, "it lists no tensors", "export the checkpoint again"))
+    return dict(content)
 
 
 def _require_released(where: object, origin: Checkpoint, release: Release) -> None:

@@ -23,6 +23,14 @@ from pm1_core.signing import Signer, Trust
 from pm1_core.validate import refusal
 
 FORMAT = 1
+_TEXTS = ("checkpoint", "study", "config", "by", "because", "parent", "time", "signer", "signature")
+_KINDS: Mapping[str, type] = {
+    **dict.fromkeys(_TEXTS, str),
+    "number": int,
+    "sequence": int,
+    "gates": dict,
+    "figures": list,
+}
 
 
 @dataclass(frozen=True)
@@ -84,8 +92,11 @@ class Release:
             unknown = set(content) - {item.name for item in fields(Release)}
             if unknown:
                 raise ValueError(f"unknown key {sorted(unknown)[0]!r}")
+            for name, kind in _KINDS.items():
+                if name in content and not isinstance(content[name], kind):
+                    raise ValueError(f"key {name!r}")
             release = Release(**content)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(
                 refusal(where, f"cannot be read ({error})", "restore it from a copy")
             ) from None

@@ -16,12 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from pm1_core.errors import CheckpointError, InputError
 from pm1_core.validate import refusal
 
 _BLOCK = 2**22
-_NUMPY = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "I64": np.int64, "I32": np.int32}
+_NUMPY = {
+    "F64": np.float64, "F32": np.float32, "F16": np.float16, "I64": np.int64, "I32": np.int32, "I16": np.int16,
+    "I8": np.int8, "U64": np.uint64, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8, "BOOL": np.bool_,
+}  # fmt: skip
 _ALIGNED = 8
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -63,15 +67,19 @@ class Entry:
         if self.dtype not in _NUMPY:
             found = f"tensor {self.name!r} is of {self.dtype}"
             raise CheckpointError(refusal(self.file, found, f"use one of {', '.join(_NUMPY)}"))
-        return np.fromfile(self.file, _NUMPY[self.dtype], self.parameters, offset=self.start)
+        flat: np.ndarray = np.fromfile(self.file, _NUMPY[self.dtype], self.parameters, offset=self.start)
+        return flat.reshape(self.shape)
 
 
 def entries(file: Path) -> list[Entry]:
     """The tensors of a safetensors file in the order of names. Raises CheckpointError if it is none."""
     with file.open("rb") as stream:
         try:
+            # It holds what a header says against the file: that offsets fit sizes and types, and each other.
+            with safe_open(file, framework="numpy"):
+                pass
             (size,) = struct.unpack("<Q", stream.read(8))
-            header: Any = json.loads(stream.read(size)) if size < file.stat().st_size else None
+            header: Any = json.loads(stream.read(size))
             found = [
                 Entry(
                     name=name,
@@ -84,7 +92,15 @@ def entries(file: Path) -> list[Entry]:
                 for name, tensor in header.items()
                 if name != "__metadata__"
             ]
-        except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (
+            SafetensorError,
+            struct.error,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+        ):
             raise CheckpointError(
                 refusal(file, "found no safetensors file", "restore it from a copy")
             ) from None
