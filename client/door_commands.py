@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from client.folder import SiteFolder
 from pm1_core.errors import InputError, PM1Error
-from pm1_core.validate import refusal
+from pm1_core.validate import printable, refusal
 
 if TYPE_CHECKING:
     from client.approvals import Approved
@@ -158,7 +158,8 @@ def _shown(folder: SiteFolder, approved: Approved) -> tuple[dict[str, Any], str]
         "privacy": cost,
         "policy": refused,
     }
-    return outcome, "\n".join(lines)
+    # Whoever wrote the proposal must not be able to hide a line of this, or to add one.
+    return outcome, "\n".join(map(printable, lines))
 
 
 def _same_code(bundle: str) -> tuple[bool | None, str]:

@@ -14,6 +14,7 @@ from pm1_core.encoding import ENCODINGS
 from pm1_core.errors import InputError
 from pm1_core.validate import refusal, require_choice, require_keys, require_range
 
+MOST_ROUNDS = 10_000
 _KINDS: Mapping[str, type] = {
     "round": int,
     "rounds": int,
@@ -55,6 +56,7 @@ class Order:
     secure: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        require_range(f"order for {self.phase!r}, rounds", self.rounds, 0, MOST_ROUNDS)
         require_range(f"order for {self.phase!r}, round", self.round, 0, self.rounds)
         require_choice(f"order for {self.phase!r}, encoding", self.encoding, ENCODINGS)
 
