@@ -15,7 +15,8 @@ come from the SuperNode's `--node-config 'store="/data/store" folder="/state" tr
 with `tasks="tabular,other"` for tasks of installed packages, `ledger="/safe/ledger.jsonl"` for another place than
 the folder, and `unprotected=true` to answer studies without differential privacy although there is a ledger. Secure
 aggregation takes `identity="/etc/pm1/site.pem" peers="/etc/pm1/peers"`; such a site answers no study in the clear,
-unless `unsecured=true` allows it. With `door="127.0.0.1:9444"` every answer gets a ticket there before it leaves.
+unless `unsecured=true` allows it. With `door="127.0.0.1:9444"` every answer gets a ticket there before it leaves,
+and `door_secret` names the file of what is shown for that.
 A machine's own are `batch_size="genotype:16,fusion:64"`, `precision="bfloat16"` and, with four GPUs, `processes=4`.
 Simulations build an app for their sites with `make_app`.
 """
@@ -62,6 +63,7 @@ def from_node_config(context: Context) -> SitePaths:
         peers=str(config.get("peers", "")),
         unsecured=_switch(config.get("unsecured", False)),
         door=str(config.get("door", "")),
+        door_secret=str(config.get("door_secret", "")),
         batch_size=str(config.get("batch_size", "")),
         precision=str(config.get("precision", "")),
         processes=str(config.get("processes", "")),
@@ -92,7 +94,7 @@ def make_app(locate: Callable[[Context], SitePaths]) -> ClientApp:
             paths = locate(context)
         except PM1Error as error:
             return Message(Error(REFUSED, str(error)), reply_to=message)
-        counter = Counter(paths.door, message.metadata.run_id, message.metadata.message_id)
+        counter = Counter(paths.door, message.metadata.run_id, message.metadata.message_id, paths.door_secret)
         reply = _answered(paths, message, counter, action)
         try:
             counter.ticket(reply)

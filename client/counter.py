@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from flwr.app import Message, RecordDict
@@ -19,10 +20,12 @@ class Counter:
     """A ClientApp's way to the door while it answers one message: asks, collects lines, and gets the ticket.
 
     address: of the door's ticket service, "" for a site without a door: then nobody is asked
+    secret: file of what is shown there, see client.tickets
     """
 
-    def __init__(self, address: str = "", run: int = 0, reply_to: str = "") -> None:
+    def __init__(self, address: str = "", run: int = 0, reply_to: str = "", secret: str = "") -> None:
         self.address = address
+        self.secret = secret
         self.run = run
         self.reply_to = reply_to
         self.study = ""
@@ -73,13 +76,19 @@ class Counter:
         # Imported here, as above: a site without a door needs none of it.
         import grpc
 
-        from client.tickets import LARGEST, SERVICE
+        from client.tickets import LARGEST, SERVICE, SHOWN
 
+        try:
+            shown = Path(self.secret).read_text() if self.secret else ""
+        except OSError as error:
+            remedy = "look at its mode, or join with the kit again"
+            raise FederationError(refusal(self.secret, str(error.strerror or error), remedy)) from None
         options = [("grpc.max_send_message_length", LARGEST), ("grpc.enable_http_proxy", 0)]
         try:
             with grpc.insecure_channel(self.address, options) as channel:
                 call = channel.unary_unary(f"/{SERVICE}/{method}")
-                answer = json.loads(call(json.dumps(content).encode(), timeout=_SECONDS, wait_for_ready=True))
+                asked, metadata = json.dumps(content).encode(), ((SHOWN, shown),)
+                answer = json.loads(call(asked, _SECONDS, metadata, wait_for_ready=True))
         except (grpc.RpcError, ValueError):
             found, remedy = "the site's door does not answer", "start it: pm1-site start door"
             raise FederationError(refusal(f"door at {self.address}", found, remedy)) from None

@@ -91,6 +91,10 @@ class Door:
             ]
         )
 
+    async def stranger(self, reason: str) -> None:
+        """Write down that a call to the ticket service was refused."""
+        await self._note(REFUSED, reason, call="tickets")
+
     # Calls of the SuperNode.
 
     async def _health(self, _: HttpRequest) -> Response:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from client.folder import SiteFolder
+from client.folder import SECRET, SiteFolder
 from client.policy import DEFAULT
 from client.policy import NAME as POLICY
 from pm1_core import atomic, certificates
@@ -103,6 +104,7 @@ def strangers(folder: SiteFolder, kit: Kit) -> dict[str, str]:
 def install(folder: SiteFolder, kit: Kit) -> None:
     """Put a kit, which was checked and compared, in its place; site.json comes last, and says that it is whole."""
     with _locked(folder):
+        _local(folder)
         with atomic.whole_folder(folder.path / "peers") as peers:
             for site, key in kit.peers.items():
                 atomic.write_text(peers / f"{site}.pub", key)
@@ -139,7 +141,12 @@ def _request(folder: SiteFolder, site: str) -> Path:
 
 
 def _local(folder: SiteFolder) -> None:
-    """A CA of this machine, which signs the door's certificate and is then forgotten: the key is not kept."""
+    """A CA of this machine, which signs the door's certificate and is then forgotten: the key is not kept.
+
+    And the secret that the SuperNode's ClientApp shows to the door.
+    """
+    if not folder.file(SECRET).exists():
+        atomic.write_text(folder.file(SECRET), secrets.token_hex(32))  # mode 0600
     files = [folder.file(f"local/{name}") for name in ("ca.crt", "door.crt", "door.key")]
     if all(file.exists() for file in files):
         return

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from client.folder import SiteFolder, joined, parsed_address
+from client.folder import SECRET, SiteFolder, joined, parsed_address
 from client.policy import NAME as POLICY
 from client.policy import Policy
 from client.services import PROXY, STORE
@@ -40,7 +40,7 @@ MEMORY = 3 * GIB, 8 * GIB
 SOON = 30  # days
 AHEAD, BEHIND = 5.0, 300.0
 """Seconds by which a SuperNode's time stamp may differ from the SuperLink's clock (Flower 1.41)."""
-_PRIVATE = ("keys/tls.key", "keys/node.key", "keys/identity.pem", "local/door.key")
+_PRIVATE = ("keys/tls.key", "keys/node.key", "keys/identity.pem", "local/door.key", SECRET)
 _SECONDS = 10.0
 
 
@@ -88,14 +88,14 @@ def findings(folder: SiteFolder) -> Iterator[Finding]:
 
 
 def keys(folder: SiteFolder) -> Finding:
-    """Whether all private keys are there, and closed to others."""
+    """Whether all private keys and secrets are there, and closed to others."""
     for name in _PRIVATE:
         file = folder.file(name)
         if not file.exists():
             return Finding("keys", FAIL, f"{name} is missing", "put your backup back, or make a new folder")
         if (mode := stat.S_IMODE(file.stat().st_mode)) & 0o077:
             return Finding("keys", FAIL, f"{name} can be read by others ({mode:04o})", f"chmod 600 {file}")
-    return Finding("keys", OK, f"{len(_PRIVATE)} private keys, closed to others")
+    return Finding("keys", OK, f"{len(_PRIVATE)} private keys and secrets, closed to others")
 
 
 def policy(folder: SiteFolder) -> Finding:

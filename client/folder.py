@@ -2,7 +2,7 @@
 
 site.json                       name, gateway of the coordinator, consortium: written by pm1-site init and join
 keys/tls.key node.key identity.pem      this site's own
-local/ca.crt door.crt door.key  between SuperNode and door on this machine
+local/ca.crt door.crt door.key tickets.secret   between SuperNode and door on this machine
 ca.crt client.crt coordinator.pub peers/NAME.pub    of the consortium
 policy.yaml approvals/ audit.jsonl      what may leave, and what left
 store/ state/                   the prepared data, and the ClientApp's own folder
@@ -29,6 +29,8 @@ ADDRESSES = {
     PAGE: "127.0.0.1:9080",
 }
 """Environment variable -> where a service listens if it is not set."""
+SECRET = "local/tickets.secret"
+"""What a ClientApp shows to the door's ticket service."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from client.approvals import Approvals
 from client.audit import LEFT, REFUSED, STARTED, STOPPED, Audit
 from client.audit import NAME as AUDIT
-from client.folder import DOOR, PAGE, RUNTIME, TICKETS, SiteFolder, address, joined
+from client.folder import DOOR, PAGE, RUNTIME, SECRET, TICKETS, SiteFolder, address, joined
 from client.policy import NAME as POLICY
 from client.policy import Policy
 from pm1_core import atomic, supervisor
@@ -40,6 +40,7 @@ _NEEDED = (
     "local/ca.crt",
     "local/door.crt",
     "local/door.key",
+    SECRET,
     "ca.crt",
     "client.crt",
     "coordinator.pub",
@@ -106,7 +107,8 @@ async def serve_door(folder: SiteFolder) -> None:
     config.load()
     assert config.ssl is not None
     config.ssl.minimum_version = ssl.TLSVersion.TLSv1_3
-    tickets = server(joined(*address(TICKETS)), opened.office.permit, opened.office.ticket)
+    secret, office = folder.file(SECRET).read_text(), opened.office
+    tickets = server(joined(*address(TICKETS)), secret, office.permit, office.ticket, opened.stranger)
     await tickets.start()
     try:
         opened.audit.write(STARTED, {"what": f"door of {folder.name} on {joined(host, port)}"})
@@ -141,6 +143,7 @@ def node_config(folder: SiteFolder) -> str:
         "identity": str(folder.file("keys/identity.pem")),
         "peers": str(folder.file("peers")),
         "door": joined(*address(TICKETS)),
+        "door_secret": str(folder.file(SECRET)),
         "tasks": ",".join(tasks),
         "unsecured": "true",
         "unprotected": "true",

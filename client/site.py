@@ -56,6 +56,7 @@ class SitePaths:
     peers: folder with the public key of every site as NAME.pub, this one's among them
     unsecured: answer studies in the clear although the site has peers
     door: HOST:PORT where the site's door takes tickets, see client.door; "" without one
+    door_secret: file of what is shown there, see client.tickets; "" without a door
     batch_size, precision: the site's own, see pm1_core.training.machine; "" takes the study's
     processes: that share every batch, one on each GPU; "" is one
     cache: how tokens of the frozen encoders are kept; "" is in float32
@@ -73,6 +74,7 @@ class SitePaths:
     peers: str = ""
     unsecured: bool = False
     door: str = ""
+    door_secret: str = ""
     batch_size: str = ""
     precision: str = ""
     processes: str = ""

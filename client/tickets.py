@@ -5,11 +5,15 @@
 
 Both answer {} or {"refused": sentence}. The door lets a message pass only if a ticket names the objects of its
 content, all of them and no others. The ClientApp's side is client.counter.
+
+Each call shows the site's secret, a file that door and SuperNode read: who reaches the port and cannot read it is
+refused, whatever it asks.
 """
 
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,14 +22,18 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from client.folder import SECRET
 from pm1_core.errors import ConfigError, InputError, PM1Error
 from pm1_core.validate import refusal, require_keys
 
 SERVICE = "pm1.Door"
 PERMIT, TICKET = METHODS = ("Permit", "Ticket")
 LARGEST = 16 << 20
+SHOWN = "pm1-secret"
+"""Key of gRPC's metadata with the secret of the site."""
 
 Asked = Callable[[Mapping[str, Any]], Awaitable[None]]
+Refused = Callable[[str], Awaitable[None]]
 
 
 @dataclass(frozen=True)
@@ -120,15 +128,16 @@ def error_digest(code: int, reason: str) -> str:
     return hashlib.sha256(json.dumps([code, reason]).encode()).hexdigest()
 
 
-def server(address: str, permit: Asked, ticket: Asked) -> grpc.aio.Server:
+def server(address: str, secret: str, permit: Asked, ticket: Asked, stranger: Refused) -> grpc.aio.Server:
     """The door's ticket service, not started, on the running event loop.
 
     permit, ticket: take the JSON object that was sent, and raise PM1Error to refuse
+    stranger: takes the sentence with which a call was refused that did not show the secret
 
     Raises ConfigError if the address cannot be bound.
     """
     handlers = {
-        name: grpc.unary_unary_rpc_method_handler(_handler(asked))
+        name: grpc.unary_unary_rpc_method_handler(_handler(secret, asked, stranger))
         for name, asked in ((PERMIT, permit), (TICKET, ticket))
     }
     built = grpc.aio.server(options=[("grpc.max_receive_message_length", LARGEST), ("grpc.so_reuseport", 0)])
@@ -142,8 +151,14 @@ def server(address: str, permit: Asked, ticket: Asked) -> grpc.aio.Server:
     return built
 
 
-def _handler(asked: Asked) -> Callable[[bytes, Any], Awaitable[bytes]]:
+def _handler(secret: str, asked: Asked, stranger: Refused) -> Callable[[bytes, Any], Awaitable[bytes]]:
     async def handle(request: bytes, context: Any) -> bytes:
+        shown = dict(context.invocation_metadata() or ()).get(SHOWN, "")
+        if not hmac.compare_digest(str(shown).encode(), secret.encode()):
+            remedy = f"start the SuperNode with {SECRET} of this site"
+            reason = refusal("ticket service", "the call does not show the site's secret", remedy)
+            await stranger(reason)
+            return json.dumps({"refused": reason}).encode()
         try:
             content = json.loads(request)
             if not isinstance(content, dict):

@@ -12,7 +12,7 @@ from harness import Harness
 from owned import give
 
 from client.enrol import initialise
-from client.folder import SiteFolder
+from client.folder import SECRET, SiteFolder
 from server.consortium import Consortium
 
 HOME = "/var/lib/pm1"
@@ -103,6 +103,8 @@ def test_the_door_has_no_data_and_the_supernode_no_certificate_to_go_out_with(si
     assert "PRIVATE KEY" in said(site, "site-door", f"cat {HOME}/keys/tls.key")
     for name in ("site-supernode", "site-page"):
         assert said(site, name, f"cat {HOME}/keys/tls.key") == ""
+    for name, characters in {"site-door": 64, "site-supernode": 64, "site-page": 0}.items():
+        assert len(said(site, name, f"cat {HOME}/{SECRET}")) == characters
 
 
 def test_what_the_supernode_writes_beside_its_state_is_not_the_doors(site: Harness) -> None:

@@ -22,7 +22,7 @@ from ports import free_ports
 from pretend import RUN, Coordinator, Site, numbers, order
 
 from client.counter import Counter
-from client.tickets import METHODS, SERVICE, server
+from client.tickets import METHODS, SERVICE, SHOWN, server
 from pm1_core.errors import FederationError, InputError, PM1Error, PrivacyError
 from pm1_core.proposal import Proposal
 
@@ -85,6 +85,7 @@ def test_any_text_is_no_proposal(text: str) -> None:
 def test_the_ticket_service_answers_whatever_it_is_sent_over_grpc(tmp_path: Path) -> None:
     """JSON or not; a ClientApp gets the sentence as an error of privacy."""
     asked: list[Mapping[str, Any]] = []
+    strangers: list[str] = []
 
     async def permit(content: Mapping[str, Any]) -> None:
         asked.append(content)
@@ -92,25 +93,35 @@ def test_the_ticket_service_answers_whatever_it_is_sent_over_grpc(tmp_path: Path
     async def ticket(content: Mapping[str, Any]) -> None:
         raise PrivacyError("not today.")
 
+    async def stranger(reason: str) -> None:
+        strangers.append(reason)
+
     async def play() -> None:
         address = f"127.0.0.1:{free_ports(1)[0]}"
-        service = server(address, permit, ticket)
+        (secret := tmp_path / "secret").write_text("told to nobody")
+        service = server(address, secret.read_text(), permit, ticket, stranger)
         await service.start()
         async with grpc.aio.insecure_channel(address) as channel:
             for method in METHODS:
                 call = channel.unary_unary(f"/{SERVICE}/{method}")
                 for sent in (b"", b"\xff", b"[]", b"[" * 100_000, b"1" * 5000):
-                    answer = json.loads(await call(sent))
+                    answer = json.loads(await call(sent, metadata=((SHOWN, secret.read_text()),)))
                     assert answer["refused"].endswith(".")
-        counter = Counter(address, 7, "message")
+        counter = Counter(address, 7, "message", str(secret))
         counter.about("retina", "0" * 64)
         await asyncio.to_thread(counter.permit, order(), 5, ["a"], 2)
         with pytest.raises(PrivacyError, match="not today"):
             await asyncio.to_thread(counter.ticket, _reply(numbers(1.0)))
+        with pytest.raises(PrivacyError, match="does not show the site's secret"):
+            await asyncio.to_thread(Counter(address, 7, "message").ticket, _reply(None))
+        nowhere = Counter(address, 7, "message", str(tmp_path / "nowhere"))
+        with pytest.raises(FederationError, match=r"nowhere: No such file"):
+            await asyncio.to_thread(nowhere.ticket, _reply(None))
         await service.stop(None)
 
     asyncio.run(play())
     assert (asked[0]["run"], asked[0]["people"], asked[0]["tensors"]) == (7, 5, ["a"])
+    assert len(strangers) == 1
 
 
 def test_without_its_door_a_site_answers_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import ssl
+import stat
 import subprocess
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -20,12 +21,13 @@ from places import founded, joined
 from ports import free_ports
 from pretend import KEY, RUN, RUN_CONFIG, STUDY, Coordinator, Reply, bundle, heartbeat, node, numbers
 
+from client.audit import REFUSED
 from client.cli import main
 from client.counter import content_ids
-from client.folder import SiteFolder
+from client.folder import SECRET, SiteFolder
 from client.page import Reader, html
-from client.services import node_config, public_key
-from client.tickets import Ticket
+from client.services import audit, node_config, public_key
+from client.tickets import SERVICE, SHOWN, TICKET, Ticket, error_digest
 from pm1_core.proposal import Proposal
 from server.consortium import Consortium
 
@@ -110,6 +112,7 @@ def test_the_client_app_is_told_of_its_door_and_of_approved_tasks(site: SiteFold
     assert main(["approve", str(proposal), "--yes", "--folder", str(site.path)]) == 0
     config = node_config(site)
     assert 'door="127.0.0.1:9444"' in config
+    assert f'door_secret="{site.file(SECRET)}"' in config
     assert 'tasks="tabular"' in config
     assert f'peers="{site.file("peers")}"' in config
 
@@ -192,6 +195,29 @@ def test_a_supernode_in_another_container_works_while_the_door_hears_of_it(
         assert not _shown(folder, capsys)["supernode"]["runs"]
 
 
+def test_a_ticket_without_the_sites_secret_is_refused_and_written_down(
+    site: SiteFolder, consortium: Consortium, proposal: Path
+) -> None:
+    """Though who calls knows the message; with the secret the same ticket is taken."""
+    coordinator, port = Coordinator(), int(site.facts["gateway"].rpartition(":")[2])
+    assert stat.S_IMODE(site.file(SECRET).stat().st_mode) == 0o600
+    assert main(["approve", str(proposal), "--yes", "--folder", str(site.path)]) == 0
+    activate = fleet_pb2.ActivateNodeRequest(
+        public_key=public_key(site.file("keys/node.key")), heartbeat_interval=30
+    )
+    with gateway(coordinator, consortium, port), door_process(site, "door"):
+        assert _call(site, "activate-node", activate).status_code == 200
+        asked = coordinator.ask().metadata.message_id
+        _call(site, "pull-messages", fleet_pb2.PullMessagesRequest(node=node()))
+        ticket = Ticket(RUN, asked, error=error_digest(210, "a sentence"))
+        for secret in (None, "", "0" * 64):
+            assert "does not show the site's secret" in _handed_in(ticket, secret)["refused"]
+        assert _handed_in(ticket, site.file(SECRET).read_text()) == {}
+    (line,) = [line for line in audit(site).lines() if line.get("call") == "tickets"]
+    assert line["event"] == REFUSED
+    assert "does not show the site's secret" in line["reason"]
+
+
 def test_all_services_end_with_their_supervisor(site: SiteFolder) -> None:
     """And the SuperNode of a site without its coordinator is started again and again."""
     with door_process(site) as process:
@@ -226,7 +252,8 @@ def test_an_object_of_256_mib_passes_and_is_held_once(
         reply.tree.children[0].children.append(message_pb2.ObjectTree(object_id=name))
         config = Proposal.from_json(proposal.read_text(), "proposal").config
         ids = [*content_ids(reply.content), name] if reply.content else []
-        _hand_in(Ticket(RUN, asked.metadata.message_id, config, ids))
+        ticket = Ticket(RUN, asked.metadata.message_id, config, ids)
+        assert _handed_in(ticket, site.file(SECRET).read_text()) == {}
         assert _call(site, "push-messages", reply.request()).status_code == 200
         before = _peak(process.pid)
         pushed = message_pb2.PushObjectRequest(
@@ -243,12 +270,15 @@ def _shown(folder: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, A
     return services
 
 
-def _hand_in(ticket: Ticket) -> None:
+def _handed_in(ticket: Ticket, secret: str | None) -> dict[str, Any]:
+    """What the ticket service says to a ticket."""
     import os
 
+    metadata = () if secret is None else ((SHOWN, secret),)
     with grpc.insecure_channel(os.environ["PM1_TICKETS"]) as channel:
-        answer = channel.unary_unary("/pm1.Door/Ticket")(json.dumps(asdict(ticket)).encode())
-    assert answer == b"{}", answer
+        call = channel.unary_unary(f"/{SERVICE}/{TICKET}")
+        answer: dict[str, Any] = json.loads(call(json.dumps(asdict(ticket)).encode(), metadata=metadata))
+    return answer
 
 
 def _call(site: SiteFolder, name: str, message: object) -> httpx.Response:
