@@ -31,7 +31,19 @@ os.environ |= {"FLWR_TELEMETRY_ENABLED": "0", "OMP_NUM_THREADS": "1"}
 from alike import prepared_sites  # noqa: E402
 from hospitals import prepare_hospitals  # noqa: E402
 from jinja2 import Environment, FileSystemLoader, StrictUndefined  # noqa: E402
-from rehearsal import KINDS, TARGETS, killed, parts, plan, pulled, secure_study, small_study, undisturbed  # noqa: E402
+from rehearsal import (  # noqa: E402
+    KINDS,
+    TARGETS,
+    killed,
+    parts,
+    plan,
+    private_study,
+    privately,
+    pulled,
+    secure_study,
+    small_study,
+    undisturbed,
+)
 from week import MEMORY, WARM, figures, lived, require_flat, short_study  # noqa: E402
 from working import Working  # noqa: E402
 
@@ -113,12 +125,14 @@ def write_page() -> None:
         "resumed": sum(one.get("resumed", 0) for one in killing.values()),
         "failures": [(name, one["why"]) for name, one in killing.items() if not one["held"]],
         "secure": results.get("whole.secure"),
+        "private": results.get("whole.private"),
         "lines": [(_words(bad), results[name]) for name, bad in _LINES.items() if name in results],
         "cable": results.get("line.cable"),
         "week": results.get("week"),
         "warm": WARM,
         "tolerance": MEMORY,
         "machine": newest["machine"],
+        "processors": " and ".join(sorted({one["machine"]["processor"] for one in results.values()})),
         "dates": " to ".join(sorted({one["date"] for one in results.values()})),
         "loads": _range([one["machine"]["load"] for one in results.values()]),
     }
@@ -148,7 +162,8 @@ def _range(values: list[float]) -> str:
 def _drills() -> dict[str, Callable[[Mapping[str, Path], Path], dict[str, Any]]]:
     kills = {f"kills.{number}": partial(_kills, number) for number in range(len(TARGETS))}
     lines = {name: partial(_line, bad) for name, bad in _LINES.items()}
-    return {"whole.secure": _secure, **kills, **lines, "line.cable": _cable, "week": _week}
+    whole = {"whole.secure": _secure, "whole.private": _private}
+    return {**whole, **kills, **lines, "line.cable": _cable, "week": _week}
 
 
 def _done(drill: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -173,6 +188,11 @@ def _secure(_: Mapping[str, Path], folder: Path) -> dict[str, Any]:
     with _working(stores, folder, secure_study()) as working:
         killed(working, {})
         return _ended(working, stores, folder)
+
+
+def _private(_: Mapping[str, Path], folder: Path) -> dict[str, Any]:
+    with _working(prepared_sites(folder), folder, private_study()) as working:
+        return {**privately(working), "resumed": working.resumed, **asdict(working.link.figures)}
 
 
 def _line(bad: Mapping[str, float], stores: Mapping[str, Path], folder: Path) -> dict[str, Any]:

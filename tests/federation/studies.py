@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,14 @@ PHASES = {
 }
 
 
-def tiny_study(**changes: Any) -> Study:
-    """The configured study at size tiny with few rounds; `changes` are overrides with dots as __."""
+def tiny_study(left_out: Sequence[str] = (), **changes: Any) -> Study:
+    """The configured study at size tiny with few rounds; `changes` are overrides with dots as __.
+
+    left_out: phases that it does not have
+    """
     overrides = ["model=tiny", *(f"study.phases.{key}={value}" for key, value in PHASES.items())]
     overrides += [f"{key.replace('__', '.')}={value}" for key, value in changes.items()]
+    overrides += [f"~study.phases.{name}" for name in left_out]
     return build_study(compose.load("simulation", overrides))
 
 
