@@ -1,13 +1,11 @@
 """A study cut before its fusion phase: encoders, which several runs share, and the runs that start from them.
 
-The study's privacy is planned as a whole and then cut in two, so that each phase keeps its share; a second run
-goes on with copies of the sites' ledgers, which therefore hold both, and refuse what would pass the budget. It also
-gets the sites' caches of tokens, as links: the encoders are frozen, and nobody is encoded twice.
+The study's privacy is planned as a whole and then cut in two, so that each phase keeps its share; a second run goes
+on with copies of the sites' ledgers, which therefore hold both, and refuse what would pass the budget.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -83,7 +81,6 @@ def train_from(
             shutil.copytree(encoders / "ledgers", copy, dirs_exist_ok=True)
     key = public_file(encoders / "keys" / "coordinator.pem")
     start_from(encoders, CheckpointFolder(run / "checkpoints"), Trust.load(key))
-    _link_tokens(encoders, run, study)
     train(study, workspace, run, stages, workers)
 
 
@@ -91,12 +88,3 @@ def last_state(run: Path) -> State:
     """The tensors of the last checkpoint of `run`."""
     checkpoints = CheckpointFolder(run / "checkpoints")
     return checkpoints.state(checkpoints.latest())
-
-
-def _link_tokens(encoders: Path, run: Path, study: Study) -> None:
-    """Give each site of `run` its caches of tokens from the encoders' run; they name the encoders they are of."""
-    for cache in (encoders / "sites").glob("*/studies/*/memory/tokens"):
-        own = run / cache.parents[3].relative_to(encoders) / "studies" / study.hash[:16] / "memory" / "tokens"
-        if not own.exists():
-            with atomic.whole_folder(own) as beside:
-                shutil.copytree(cache, beside, dirs_exist_ok=True, copy_function=os.link)
