@@ -27,6 +27,6 @@ for site in $sites; do
     pm1-server kit --folder coordinator "$site"  # again: by now it has the keys of all sites, for secure sums
     pm1-site join --folder "$site" coordinator/kits/"$site".kit --fingerprint "$(fingerprint exchange/enrol.txt)"
 done
-cp data/*/study.yaml data/*/variants.tsv coordinator/
+cp data/*/study.yaml data/*/variants.tsv data/*/relatives.tsv coordinator/
 rm exchange/init.txt exchange/enrol.txt
 echo "Ready: $1"

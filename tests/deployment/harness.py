@@ -46,6 +46,7 @@ class Harness:
         self.containers: dict[str, Container] = {}
         self._environment = dict(environment or {})
         self._killed: set[str] = set()
+        self._cables: dict[tuple[str, str], str] = {}
         networks = {name for service in self.services for name in service.networks}
         self.switch = Switch({name: self.composed.networks[name] for name in networks})
         # Every service has its addresses before the first starts, so that all names are known to all.
@@ -137,6 +138,10 @@ class Harness:
         self._killed.add(name)
         self.containers[name].kill()
 
+    def plug(self, name: str, network: str, state: str) -> None:
+        """Set the cable between a service and a network "up" or "down"."""
+        self.switch.plug(self._cables[name, network], state)
+
     def address(self, name: str, network: str) -> str:
         """Of a service in a network."""
         return self._addresses[name][network]
@@ -154,7 +159,8 @@ class Harness:
 
         def connect(pid: int) -> None:
             for network, address in own.items():
-                self.switch.join(pid, network, address, routed=network not in self.composed.internal)
+                routed = network not in self.composed.internal
+                self._cables[service.name, network] = self.switch.join(pid, network, address, routed)
 
         return Container(service, self.folder, self._hosts(service, own), connect, self._environment)
 

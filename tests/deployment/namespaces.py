@@ -93,8 +93,11 @@ class Switch:
         found = str(next(self._free[network]))
         return self.address(network) if found == self.gateway(network) else found
 
-    def join(self, pid: int, network: str, address: str, routed: bool) -> None:
-        """Give the process's network namespace a cable into `network`; routed: and the machine as its way out."""
+    def join(self, pid: int, network: str, address: str, routed: bool) -> str:
+        """Give the process's network namespace a cable into `network`, and the name of its plug here.
+
+        routed: with the machine as its way out
+        """
         self._links += 1
         here, there = f"port{self._links}", f"eth-{self._bridges[network]}"
         self._ip("link", "add", here, "type", "veth", "peer", "name", there, "netns", str(pid))
@@ -103,6 +106,11 @@ class Switch:
         _ip(pid, "link", "set", there, "up")
         if routed:
             _ip(pid, "route", "add", "default", "via", self.gateway(network))
+        return here
+
+    def plug(self, cable: str, state: str) -> None:
+        """Set a cable "up" or "down"."""
+        self._ip("link", "set", cable, state)
 
     def close(self) -> None:
         """End it; the kernel takes bridges and cables along."""

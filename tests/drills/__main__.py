@@ -29,6 +29,7 @@ for _room in ("", "federation", "doors", "drills", "deployment"):
 os.environ |= {"FLWR_TELEMETRY_ENABLED": "0", "OMP_NUM_THREADS": "1"}
 
 from alike import prepared_sites  # noqa: E402
+from demonstration import SITES, Demonstration  # noqa: E402
 from hospitals import prepare_hospitals  # noqa: E402
 from jinja2 import Environment, FileSystemLoader, StrictUndefined  # noqa: E402
 from rehearsal import (  # noqa: E402
@@ -131,6 +132,7 @@ def write_page() -> None:
         "week": results.get("week"),
         "warm": WARM,
         "tolerance": MEMORY,
+        "down": results.get("line.down"),
         "machine": newest["machine"],
         "processors": " and ".join(sorted({one["machine"]["processor"] for one in results.values()})),
         "dates": " to ".join(sorted({one["date"] for one in results.values()})),
@@ -163,7 +165,7 @@ def _drills() -> dict[str, Callable[[Mapping[str, Path], Path], dict[str, Any]]]
     kills = {f"kills.{number}": partial(_kills, number) for number in range(len(TARGETS))}
     lines = {name: partial(_line, bad) for name, bad in _LINES.items()}
     whole = {"whole.secure": _secure, "whole.private": _private}
-    return {**whole, **kills, **lines, "line.cable": _cable, "week": _week}
+    return {**whole, **kills, **lines, "line.cable": _cable, "line.down": _down, "week": _week}
 
 
 def _done(drill: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -212,6 +214,16 @@ def _week(stores: Mapping[str, Path], folder: Path) -> dict[str, Any]:
         evenings = lived(working, _DAYS)
         require_flat(evenings)
         return {**figures(evenings), **_ended(working, stores, folder)}
+
+
+def _down(_: Mapping[str, Path], folder: Path) -> dict[str, Any]:
+    with Demonstration(folder, "timeout=60", "gather=60") as demonstration:
+        sentence = demonstration.unplugged(_PULLED)
+        study = Study.from_json((demonstration.demo / "exchange/study.json").read_text())
+        stores = {site: demonstration.demo / site / "store" for site in SITES}
+        same = parts(demonstration.checkpoints) == undisturbed(stores, study, folder / "undisturbed")
+        assert same, "its checkpoints are not those of an undisturbed study"
+        return {"pulled": _PULLED, "sentence": sentence}
 
 
 def _working(
