@@ -10,7 +10,8 @@ import numpy as np
 
 from pm1_core.errors import InputError
 
-_SHOWN = 500
+LONGEST = 5000
+"""Characters of each piece of a refusal: room for what each of some twenty sites said."""
 
 
 def refusal(where: object, found: str, remedy: str) -> str:
@@ -19,8 +20,8 @@ def refusal(where: object, found: str, remedy: str) -> str:
     >>> refusal("site.yaml, key build", "found 'hg99'", "use GRCh37 or GRCh38")
     "site.yaml, key build: found 'hg99'; use GRCh37 or GRCh38."
     """
-    pieces = (text if len(text) <= _SHOWN else f"{text[:_SHOWN]} ..." for text in (str(where), found, remedy))
-    return printable("{}: {}; {}.".format(*pieces))
+    pieces = (printable(piece) for piece in (str(where), found, remedy))
+    return "{}: {}; {}.".format(*(one if len(one) <= LONGEST else f"{one[:LONGEST]} ..." for one in pieces))
 
 
 def printable(text: str) -> str:

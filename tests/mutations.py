@@ -11,6 +11,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from pm1_core.validate import LONGEST
+
 PATHS = ("../../x", "..", ".", "/", "a/b", "x" * 300, "a\0b", "\ud800", "a\nb", "~", "\x1b[2J", "")
 NUMBERS = (10**400, -(2**63), 2**64, 1e308, float("nan"), float("inf"), -0.0, 1e-320)
 
@@ -113,6 +115,6 @@ def sentence(act: Callable[[], Any], *refusals: type[Exception]) -> str:
         said = str(error)
         assert said.isprintable(), "more than one line, or what a terminal would obey"
         assert said.endswith(".")
-        assert len(said) < 2000
+        assert len(said) < 4 * LONGEST
         return said
     return ""
