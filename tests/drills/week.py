@@ -120,15 +120,18 @@ def lived(working: Working, days: int, seconds: float = 1200) -> list[Evening]:
     return evenings
 
 
-def require_flat(evenings: Sequence[Evening]) -> None:
-    """Raise AssertionError naming what grew, by how much, and what was allowed."""
+def require_flat(evenings: Sequence[Evening], memory: int = MEMORY) -> None:
+    """Raise AssertionError naming what grew, by how much, and what was allowed.
+
+    memory: bytes by which a service may grow
+    """
     warm, last = evenings[WARM - 1], evenings[-1]
     same = all(use.pids == last.uses[key].pids for key, use in warm.uses.items())
     assert same, "a process ended, or was started anew"
     for (owner, name), use in last.uses.items():
         before = warm.uses[owner, name]
         more = use.memory - before.memory
-        assert more <= MEMORY, f"{name} of {owner} grew by {more} bytes in memory, more than {MEMORY}"
+        assert more <= memory, f"{name} of {owner} grew by {more} bytes in memory, more than {memory}"
         opened = use.files - before.files
         assert opened <= FILES, f"{name} of {owner} has {opened} more open files, more than {FILES}"
     for (owner, place), size in last.disk.items():
