@@ -8,6 +8,7 @@ import json
 import sys
 import tempfile
 import warnings
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,7 +142,7 @@ def _shown(folder: SiteFolder, approved: Approved) -> tuple[dict[str, Any], str]
         f"code         {proposal.bundle}: {said}",
         "configured   "
         + (", ".join(f"{k}={v!r}" for k, v in sorted(proposal.run_config.items())) or "nothing"),
-        f"privacy      {cost}",
+        *(f"{head:<13}{line}" for head, line in zip_longest(["privacy"], cost.splitlines(), fillvalue="")),
     ]
     if refused:
         lines.append(f"POLICY       {refused}")

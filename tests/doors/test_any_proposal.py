@@ -86,6 +86,8 @@ def test_what_is_shown_for_approval_hides_no_line_and_adds_none(
 ) -> None:
     consortium = founded(tmp_path / "consortium", 1)
     site = joined(consortium, tmp_path / "site", "leeds")
+    budget = ["--site", "leeds", "--epsilon", "8", "--delta", "1e-5"]
+    assert main(["privacy", "open", str(site.path / "state"), *budget]) == 0
     study = {**STUDY, "name": "retina\x1b[2J\nprivacy      epsilon 0.1"}
     proposal = Proposal.signed(consortium.signer, study, "1" * 64, RUN_CONFIG, (), "0" * 64)
     (tmp_path / "sent.json").write_text(proposal.to_json())
@@ -94,3 +96,4 @@ def test_what_is_shown_for_approval_hides_no_line_and_adds_none(
     shown = capsys.readouterr().out
     assert "study        retina\\x1b[2J\\nprivacy      epsilon 0.1, \n" in shown
     assert shown.count("\nprivacy ") == 1
+    assert "\n               phase  " in shown  # the table of what it costs has its lines
