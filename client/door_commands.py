@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from client.folder import SiteFolder
 from pm1_core.errors import InputError, PM1Error
-from pm1_core.validate import printable, refusal
+from pm1_core.validate import refusal
+from pm1_core.words import plain
 
 if TYPE_CHECKING:
     from client.approvals import Approved
@@ -160,7 +161,7 @@ def _shown(folder: SiteFolder, approved: Approved) -> tuple[dict[str, Any], str]
         "policy": refused,
     }
     # Whoever wrote the proposal must not be able to hide a line of this, or to add one.
-    return outcome, "\n".join(map(printable, lines))
+    return outcome, "\n".join(map(plain, lines))
 
 
 def _same_code(bundle: str) -> tuple[bool | None, str]:

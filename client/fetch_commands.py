@@ -47,7 +47,10 @@ def run(options: argparse.Namespace) -> None:
         out = options.out or folder.file("released")
         with Progress(console=Console(stderr=True), transient=True) as bars:
             task = bars.add_task("fetching")
-            progress = lambda done, whole: bars.update(task, completed=done, total=whole or None)  # noqa: E731
+
+            def progress(done: int, whole: int) -> None:
+                bars.update(task, completed=done, total=whole or None)
+
             found = library.fetch(options.name.lower(), out, progress)
     if options.json:
         print(json.dumps({"folder": str(out), "hash": found.hash, "study": found.study}))

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pm1_core.command import subcommand
 from pm1_core.privacy.mechanisms import RECORD, UNITS
 
 if TYPE_CHECKING:
@@ -27,13 +28,7 @@ Exit codes: 0 done, 2 something you wrote is wrong, 3 the ledger is damaged, 5 a
 def add_parser(commands: Subcommands) -> None:
     """Put `privacy` and what it can do into the command line's grammar."""
     text = "the site's ledger of releases: its budget, what is spent, what remains"
-    privacy = commands.add_parser(
-        "privacy",
-        help=text,
-        description=text,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    privacy = subcommand(commands, "privacy", text, _EPILOG)
     actions = privacy.add_subparsers(dest="action", required=True, metavar="ACTION")
 
     def action(name: str, description: str, folder: bool = True) -> argparse.ArgumentParser:

@@ -35,6 +35,12 @@ def grammar(name: str, description: str, epilog: str) -> tuple[argparse.Argument
     return root, root.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
 
+def subcommand(commands: Subcommands, name: str, text: str, epilog: str) -> argparse.ArgumentParser:
+    """A subcommand's parser, with a text and examples as they are written."""
+    raw = argparse.RawDescriptionHelpFormatter
+    return commands.add_parser(name, help=text, description=text, epilog=epilog, formatter_class=raw)
+
+
 def guarded(name: str, command: Callable[[], None]) -> int:
     """Run `command` and return the exit code, with the reason on standard error."""
     try:

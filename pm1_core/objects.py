@@ -204,14 +204,7 @@ def _read_from(digest: str) -> Iterator[None]:
     """Raise CheckpointError if the block finds no safetensors file, or arrays of a type that numpy lacks."""
     try:
         yield
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        FileNotFoundError,
-        safetensors.SafetensorError,
-    ) as error:
+    except _DAMAGED as error:
         raise CheckpointError(
             refusal(f"object {digest[:12]}", f"no safetensors ({error})", "write it with safetensors")
         ) from None

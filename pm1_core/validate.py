@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pm1_core.errors import InputError
+from pm1_core.words import plain
 
 LONGEST = 5000
 """Characters of each piece of a refusal: room for what each of some twenty sites said."""
@@ -20,17 +21,8 @@ def refusal(where: object, found: str, remedy: str) -> str:
     >>> refusal("site.yaml, key build", "found 'hg99'", "use GRCh37 or GRCh38")
     "site.yaml, key build: found 'hg99'; use GRCh37 or GRCh38."
     """
-    pieces = (printable(piece) for piece in (str(where), found, remedy))
+    pieces = (plain(piece) for piece in (where, found, remedy))
     return "{}: {}; {}.".format(*(one if len(one) <= LONGEST else f"{one[:LONGEST]} ..." for one in pieces))
-
-
-def printable(text: str) -> str:
-    r"""`text` with everything escaped that a terminal would not show, but obey.
-
-    >>> printable("leeds\x1b[2J\nyork")
-    'leeds\\x1b[2J\\nyork'
-    """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def require_choice(

@@ -59,9 +59,9 @@ def ago(when: str | None, now: datetime | None = None) -> str:
 
 
 def plain(text: object) -> str:
-    r"""What somebody else wrote, without what would move a terminal's cursor.
+    r"""What somebody else wrote on one line, with everything escaped that a terminal would not show, but obey.
 
     >>> plain("leeds\x1b[2J\nglasgow")
-    'leeds?[2J?glasgow'
+    'leeds\\x1b[2J\\nglasgow'
     """
-    return "".join(letter if letter.isprintable() else "?" for letter in str(text))
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pm1_core.checkpoint import Checkpoint, CheckpointFolder
+from pm1_core.command import subcommand
 from pm1_core.signing import Signer, Trust
 from server.consortium import Consortium
 from server.differences import compare
@@ -37,11 +38,8 @@ Exit codes: 0 done; 1 a gate does not hold; 2 a name or file of yours is wrong; 
 
 def add_parser(commands: Subcommands) -> None:
     """The grammar of `checkpoints` and its actions."""
-    raw = argparse.RawDescriptionHelpFormatter
     what = "list, verify, compare, release, export and hand on the checkpoints of a run"
-    root = commands.add_parser(
-        "checkpoints", help=what, description=what, epilog=_EPILOG, formatter_class=raw
-    )
+    root = subcommand(commands, "checkpoints", what, _EPILOG)
     actions = root.add_subparsers(dest="action", required=True, metavar="ACTION")
 
     def action(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pm1_core import atomic
+from pm1_core.command import subcommand
 from pm1_core.errors import InputError
 from pm1_core.validate import refusal
 from server.consortium import Consortium
@@ -30,8 +31,7 @@ Examples
 def add_parser(commands: Subcommands) -> None:
     """The grammar of `study` and its actions."""
     what = "resolve a study, start it, watch it, stop it"
-    raw = argparse.RawDescriptionHelpFormatter
-    root = commands.add_parser("study", help=what, description=what, epilog=_EPILOG, formatter_class=raw)
+    root = subcommand(commands, "study", what, _EPILOG)
     actions = root.add_subparsers(dest="action", required=True, metavar="ACTION")
 
     def action(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from configs import compose
-from pm1_core.command import grammar, guarded
+from pm1_core.command import grammar, guarded, subcommand
 from pm1_core.errors import ConfigError
 from pm1_core.validate import refusal
 from simulations import sweep
@@ -44,13 +44,7 @@ def parser() -> argparse.ArgumentParser:
         ("attack", "attack what a study gives away, write runs/NAME/attacks.html"),
         ("config", "print the composed configuration"),
     ):
-        sub = commands.add_parser(
-            name,
-            help=text,
-            description=text,
-            epilog=_OVERRIDES,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
+        sub = subcommand(commands, name, text, _OVERRIDES)
         sub.add_argument(
             "overrides",
             nargs="*",

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pm1_core import atomic
+from pm1_core.command import subcommand
 from pm1_core.errors import ConfigError, StateError
 from pm1_core.validate import refusal, require_range
 from simulations.sweep_code import VARIABLE, code_digest
@@ -64,13 +65,7 @@ class Swept:
 def add_parser(commands: Subcommands) -> None:
     """The grammar of `sweep`."""
     text = "a grid of studies over epsilon, sites, strategy, unit and seed: one table and one page"
-    sub = commands.add_parser(
-        "sweep",
-        help=text,
-        description=text,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    sub = subcommand(commands, "sweep", text, EPILOG)
     sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE[,VALUE...]", help="the grid")
     sub.add_argument("--jobs", type=int, default=_cores(), metavar="N", help="cells at a time (%(default)s)")
     sub.add_argument("--dry-run", action="store_true", help="list the cells and what is left, run nothing")

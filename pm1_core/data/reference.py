@@ -29,9 +29,10 @@ def _rows(path: Path, header: tuple[str, ...]) -> pd.DataFrame:
                 column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=False
             ),
         )
-    except (pa.ArrowException, OSError):
+        named = tuple(table.column_names)
+    except (pa.ArrowException, OSError, UnicodeDecodeError):
         return _rows_singly(path, header)
-    return table.to_pandas() if tuple(table.column_names) == header else _rows_singly(path, header)
+    return table.to_pandas() if named == header else _rows_singly(path, header)
 
 
 def _rows_singly(path: Path, header: tuple[str, ...]) -> pd.DataFrame:

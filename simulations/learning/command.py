@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from configs import compose
+from pm1_core.command import subcommand
 from pm1_core.errors import ConfigError
 from pm1_core.validate import refusal
 
@@ -31,13 +32,7 @@ _ELSEWHERE = {"seed": "use --seeds 0,1,2", "resume": "run the same command again
 def add_parser(commands: Subcommands) -> None:
     """The grammar of `learn`."""
     text = "does it learn what the paper says? claims over seeds, with baselines, ablations and intervals"
-    sub = commands.add_parser(
-        "learn",
-        help=text,
-        description=text,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    sub = subcommand(commands, "learn", text, _EPILOG)
     sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="what to change in the configuration")
     sub.add_argument("--seeds", default="0,1,2", metavar="N,N,...", help="a study each (%(default)s)")
     sub.add_argument("--json", action="store_true", help="print the outcome as JSON on standard output")

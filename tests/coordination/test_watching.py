@@ -153,7 +153,7 @@ def test_a_watch_that_is_no_terminal_says_each_change_once_and_ends_with_the_run
     watch(facts, Console(file=said, width=400), every=0)  # type: ignore[arg-type]
     assert said.getvalue().splitlines() == [
         "under_way  running  3/4 rounds  phenotype, train 2  waiting for west",
-        "under_way  ended  3/4 rounds  too few ?[2J sites",
+        "under_way  ended  3/4 rounds  too few \\x1b[2J sites",
     ]
 
 

@@ -110,16 +110,14 @@ def _instead(file: Path, content: bytes) -> Iterator[None]:
         file.write_bytes(before)
 
 
-def _refused(folder: Path, below: Path, act: Callable[[], Any]) -> str:
-    """The sentence that names a file of the folder, and nothing was written anywhere."""
+def _refused(below: Path, act: Callable[[], Any]) -> str:
+    """The sentence with which `act` is refused; nothing was written anywhere."""
     with writes_only(below / "nowhere", below):
-        said = sentence(act, ManifestError, DataError)
-    assert not said or str(folder) in said
-    return said
+        return sentence(act, ManifestError, DataError)
 
 
 def test_the_whole_site_is_read(site: Path, tmp_path: Path) -> None:
-    assert _refused(site, tmp_path, lambda: _read(site)) == ""
+    assert _refused(tmp_path, lambda: _read(site)) == ""
 
 
 def test_what_is_exchanged_somewhere_is_read_or_a_sentence(site: Path, tmp_path: Path) -> None:
@@ -134,7 +132,8 @@ def test_what_is_exchanged_somewhere_is_read_or_a_sentence(site: Path, tmp_path:
         name = data.draw(st.sampled_from(list(whole)))
         text = yaml.safe_dump(changed(whole[name], data, outside))
         with _instead(site / name, text.encode()):
-            _refused(site, tmp_path, lambda: _read(site))
+            said = _refused(tmp_path, lambda: _read(site))
+        assert not said or str(site) in said
 
     exchanged()
 
@@ -148,9 +147,16 @@ def test_bytes_that_were_damaged_are_read_or_a_sentence(site: Path, tmp_path: Pa
     def bytes_of(data: st.DataObject) -> None:
         name = data.draw(st.sampled_from(sorted(whole)))
         with _instead(site / name, damaged(whole[name], data, PIECES)):
-            _refused(site, tmp_path, lambda: _read(site))
+            said = _refused(tmp_path, lambda: _read(site))
+        assert not said or str(site) in said
 
     bytes_of()
+
+
+@pytest.mark.parametrize("name", ["relatives.tsv", "variants.tsv"])
+def test_a_wrong_byte_in_the_names_of_columns_is_a_sentence(name: str, site: Path, tmp_path: Path) -> None:
+    with _instead(site / name, b"\x80" + (site / name).read_bytes()):
+        assert f"{site / name}" in _refused(tmp_path, lambda: _read(site))
 
 
 LAUGHS = "a0: &a0 [lol, lol]\n" + "".join(
@@ -184,7 +190,7 @@ def test_yaml_of_a_kind_that_nobody_means_is_a_sentence(
     text: str, found: str, site: Path, tmp_path: Path
 ) -> None:
     (site / "site.yaml").write_text(text + ("study: study.yaml\n" if text.startswith("site:") else ""))
-    said = _refused(site, tmp_path, lambda: _read(site))
+    said = _refused(tmp_path, lambda: _read(site))
     assert said.startswith(str(site / "site.yaml"))
     assert found in said
 

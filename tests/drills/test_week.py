@@ -27,7 +27,9 @@ def test_memory_and_disk_are_flat(hospitals: dict[str, Path], tmp_path: Path) ->
     """
     study, definition = short_study("statistics"), hospitals["north"].parent.parent / "study.yaml"
     with Working(tmp_path / "working", hospitals, study, definition) as working:
-        require_flat(lived(working, 3), memory=4 * MEMORY)
+        evenings = lived(working, 3)
+    assert len(evenings) == 3
+    require_flat(evenings, memory=4 * MEMORY)
 
 
 @pytest.mark.parametrize(
