@@ -94,7 +94,9 @@ class Consortium:
         Raises InputError if there is a consortium already, or name or address cannot be used.
         """
         if not name.isprintable() or not 0 < len(name) <= 80:
-            raise InputError(refusal("consortium, name", f"found {name!r}"[:90], "use up to 80 characters"))
+            raise InputError(
+                refusal("consortium, name", f"found {name!r}"[:90], "use up to 80 printable characters")
+            )
         host = _host(address)
         if folder.exists() and any(folder.iterdir()):
             found = "a consortium" if (folder / "consortium.json").exists() else "files"
